@@ -1,0 +1,1 @@
+//! What the attribute says to each mistake; see `tests/`.
