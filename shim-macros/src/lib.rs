@@ -6,6 +6,7 @@ mod args;
 mod errors;
 mod item;
 mod suggest;
+mod validate;
 
 use crate::errors::Errors;
 
@@ -17,7 +18,8 @@ pub fn containerd_shim(
 ) -> proc_macro::TokenStream {
     let mut errors = Errors::default();
     item::parse(item.clone().into(), &mut errors);
-    args::parse(options.into(), &mut errors);
+    let args = args::parse(options.into(), &mut errors);
+    validate::check(args, &mut errors);
     let mut expansion = item;
     expansion.extend(proc_macro::TokenStream::from(errors.into_compile_errors()));
     expansion

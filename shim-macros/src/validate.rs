@@ -1,0 +1,217 @@
+//! Decides whether the values of the options make sense, and turns them into [`Settings`].
+//! What is refused here would otherwise be found out by containerd, at a bad time and in worse words.
+
+use proc_macro2::Span;
+use quote::ToTokens;
+use syn::parse::Parse;
+use syn::{Error, Ident, LitInt, LitStr, Path};
+
+use crate::args::{Args, List, usage};
+use crate::errors::Errors;
+use crate::suggest;
+
+/// What the expansion writes down.
+pub(crate) struct Settings {
+    pub(crate) runtime: LitStr,
+    pub(crate) version: Option<LitStr>,
+    pub(crate) task: Option<Vec<LitInt>>,
+    pub(crate) group: Option<Vec<LitStr>>,
+    /// Names of the runtime's constants: `TERM` for `SIGTERM`.
+    pub(crate) shutdown_on: Option<Vec<Ident>>,
+    pub(crate) raw: bool,
+    pub(crate) krate: Option<Path>,
+}
+
+/// Checks every value, even after a wrong one; `None` if there is no runtime name to go on with.
+pub(crate) fn check(args: Args, errors: &mut Errors) -> Option<Settings> {
+    judge(args.runtime.as_ref(), |name| runtime_name(&name.value()), errors);
+    judge(args.version.as_ref(), version, errors);
+    judge(args.krate.as_ref(), crate_path, errors);
+    let task = args.task.map(|list| elements(&list, "task", "version: 2, 3 or both", task_version, errors));
+    let group = args.group.map(|list| elements(&list, "group", "label", group_label, errors));
+    let shutdown_on = args.shutdown_on.map(|list| {
+        elements(&list, "shutdown_on", "signal", |name: Ident| signal(&name.to_string()), errors)
+    });
+    let (version, raw, krate) = (args.version, args.raw.is_some(), args.krate);
+    Some(Settings { runtime: args.runtime?, version, task, group, shutdown_on, raw, krate })
+}
+
+fn judge<T: ToTokens>(value: Option<&T>, rule: impl Fn(&T) -> Result<(), String>, errors: &mut Errors) {
+    if let Some(value) = value
+        && let Err(reason) = rule(value)
+    {
+        errors.at(value, reason);
+    }
+}
+
+/// Reads the elements of a list, none of them twice. `rule` gives an element's name, for messages, and what the
+/// expansion makes of it; `of` says what the list holds.
+fn elements<T: Parse, U>(
+    list: &List,
+    option: &str,
+    of: &str,
+    rule: impl Fn(T) -> Result<(String, U), String>,
+    errors: &mut Errors,
+) -> Vec<U> {
+    let (mut names, mut accepted) = (Vec::new(), Vec::new());
+    if list.elements.is_empty() {
+        errors.push(Error::new(list.span, format!("`{option}` needs at least one {of}")));
+    }
+    let (of, _) = of.split_once(':').unwrap_or((of, ""));
+    for element in &list.elements {
+        let shape = syn::parse2(element.clone());
+        match shape.map_err(|_| format!("expected a {of}, as in {}", usage(option))).and_then(&rule) {
+            Ok((name, _)) if names.contains(&name) => errors.at(element, format!("{name} is listed twice")),
+            Ok((name, value)) => {
+                names.push(name);
+                accepted.push(value);
+            }
+            Err(reason) => errors.at(element, reason),
+        }
+    }
+    accepted
+}
+
+fn version(version: &LitStr) -> Result<(), String> {
+    match version.value().as_str() {
+        "" => Err("a version cannot be empty; drop `version` to take the package's".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn task_version(version: LitInt) -> Result<(String, LitInt), String> {
+    match version.base10_digits() {
+        "2" | "3" => Ok((format!("version {}", version.base10_digits()), version)),
+        other => Err(format!("containerd has no task API v{other}; use 2, 3 or both")),
+    }
+}
+
+fn group_label(label: LitStr) -> Result<(String, LitStr), String> {
+    match label.value().as_str() {
+        "" => Err("a group label cannot be empty".to_owned()),
+        value => Ok((format!("label `{value}`"), label)),
+    }
+}
+
+/// Signals that may end a shim.
+const ENDING: &[&str] =
+    &["SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGCONT", "SIGWINCH"];
+
+fn signal(name: &str) -> Result<(String, Ident), String> {
+    let short = format!("SIG{}", name.to_uppercase());
+    let reason = match name {
+        known if ENDING.contains(&known) => {
+            return Ok((format!("`{known}`"), Ident::new(&known["SIG".len()..], Span::call_site())));
+        }
+        "SIGKILL" | "SIGSTOP" => "cannot be caught",
+        "SIGILL" | "SIGFPE" | "SIGSEGV" | "SIGBUS" => {
+            "is a fault in the shim itself, after which it cannot go on"
+        }
+        "SIGCHLD" => "belongs to the reaper",
+        "SIGUSR1" => "makes the runtime log what the shim holds",
+        // These exist: they must not be taken for a slip of the pen.
+        "SIGABRT" | "SIGTRAP" | "SIGSYS" | "SIGTSTP" | "SIGTTIN" | "SIGTTOU" | "SIGURG" | "SIGXCPU"
+        | "SIGXFSZ" | "SIGVTALRM" | "SIGPROF" | "SIGIO" | "SIGPWR" => "does not end a shim",
+        _ if ENDING.contains(&&*short) => {
+            return Err(format!("unknown signal `{name}`; did you mean `{short}`?"));
+        }
+        _ => return Err(format!("unknown signal `{name}`; {}", suggest::instead_of(name, ENDING))),
+    };
+    Err(format!("`{name}` {reason}; drop it from `shutdown_on`"))
+}
+
+/// The path is named from several places of the expansion, so it has to mean the same in each.
+fn crate_path(path: &Path) -> Result<(), String> {
+    let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+    if path.leading_colon.is_some() || names[0] == "crate" || names[0] == "$crate" {
+        return Ok(());
+    }
+    let names: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| !["self", "super"].contains(name)).collect();
+    Err(format!("path must start with `::` or `crate::`; write `crate = ::{}`", names.join("::")))
+}
+
+/// containerd looks for the binary `containerd-shim-A-B`, where `A` and `B` are the last two parts of the name.
+fn runtime_name(name: &str) -> Result<(), String> {
+    let file = name.rsplit('/').next().unwrap_or_default();
+    let example = match file.strip_prefix("containerd-shim-").and_then(|rest| rest.rsplit_once('-')) {
+        Some((kind, version)) => format!("did you mean \"io.containerd.{kind}.{version}\"?"),
+        None => "as in \"io.containerd.hello.v1\"".to_owned(),
+    };
+    if name.contains('/') {
+        return Err(format!("a runtime name is not a path; write the dotted name, {example}"));
+    }
+    if let Some(wrong) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(*c)) {
+        let wrong = wrong.escape_debug();
+        return Err(format!(
+            "`{wrong}` cannot stand in a runtime name; use ASCII letters, digits, `-`, `_` and `.`"
+        ));
+    }
+    let parts: Vec<&str> = name.split('.').collect();
+    let &[.., kind, version] = parts.as_slice() else {
+        return Err(format!("a runtime name has at least two dotted parts, {example}"));
+    };
+    if parts.contains(&"") {
+        return Err("a runtime name cannot have an empty part between dots".to_owned());
+    }
+    let is_number = |part: &str| part.starts_with(|first: char| first.is_ascii_digit());
+    let stem = name.strip_suffix(version).unwrap_or(name);
+    let meant = match version.trim_start_matches(['v', 'V']) {
+        number if is_number(number) => format!("{stem}v{number}"),
+        _ => format!("{name}.v1"),
+    };
+    if meant == name {
+        return Ok(());
+    }
+    Err(format!(
+        "the last part of a runtime name is its version: containerd would look for \
+         `containerd-shim-{kind}-{version}`; did you mean \"{meant}\"?"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_containerd_can_find_are_accepted_and_others_told_what_was_meant() {
+        for (name, meant) in [
+            ("io.containerd.host.v1", ""),
+            ("io.containerd.runc.v2-rs", ""),
+            ("my_vm-2.v10", ""),
+            ("io.containerd.hello", "io.containerd.hello.v1"),
+            ("io.containerd.hello.2", "io.containerd.hello.v2"),
+            ("io.containerd.hello.V2", "io.containerd.hello.v2"),
+            ("/usr/bin/containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
+            ("containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
+        ] {
+            let error = runtime_name(name).err().unwrap_or_default();
+            assert!(error.is_empty() == meant.is_empty() && error.contains(meant), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_value_is_checked_even_after_a_wrong_one() {
+        let mut errors = Errors::default();
+        let source = r#"runtime = "io", version = "", task = [2, 4, x, 2], group = ["", "a", "a"], crate = self::rt,
+                        shutdown_on = [SIGKILL, TERM, sigtrem, SIGABRT, SIGUSR1]"#;
+        let args = crate::args::parse(source.parse().unwrap_or_default(), &mut errors);
+        check(args, &mut errors);
+        let expected = [
+            "a runtime name has at least two dotted parts, as in \"io.containerd.hello.v1\"",
+            "a version cannot be empty; drop `version` to take the package's",
+            "path must start with `::` or `crate::`; write `crate = ::rt`",
+            "containerd has no task API v4; use 2, 3 or both",
+            "expected a version, as in `task = [2, 3]`",
+            "version 2 is listed twice",
+            "a group label cannot be empty",
+            "label `a` is listed twice",
+            "`SIGKILL` cannot be caught; drop it from `shutdown_on`",
+            "unknown signal `TERM`; did you mean `SIGTERM`?",
+            "unknown signal `sigtrem`; did you mean `SIGTERM`?",
+            "`SIGABRT` does not end a shim; drop it from `shutdown_on`",
+            "`SIGUSR1` makes the runtime log what the shim holds; drop it from `shutdown_on`",
+        ];
+        assert_eq!(errors.messages(), expected);
+    }
+}
