@@ -1,9 +1,11 @@
-//! The attribute `#[containerd_shim]` of shim-runtime.
+//! The attribute `#[containerd_shim]`; use it through `shim_runtime`, which re-exports it and whose types the
+//! expansion names. In stages: `args` and `item` parse, `validate` judges, `expand` writes.
 
 #![forbid(unsafe_code)]
 
 mod args;
 mod errors;
+mod expand;
 mod item;
 mod suggest;
 mod validate;
@@ -11,16 +13,121 @@ mod validate;
 use crate::errors::Errors;
 
 /// Makes a struct a containerd shim.
+///
+/// The attribute holds what is constant about a shim; how it behaves is in the traits that the struct
+/// implements. It goes on a struct or an enum without type parameters, in the root of a binary named as
+/// containerd derives it from the runtime name: `containerd-shim-hello-v1` for `io.containerd.hello.v1`.
+///
+/// ```ignore
+/// use shim_runtime::prelude::*;
+///
+/// #[containerd_shim(runtime = "io.containerd.hello.v1")]
+/// struct Hello;
+///
+/// impl Shim for Hello {
+///     type Container = Process;
+///     fn new(_: &Context) -> Result<Self> {
+///         Ok(Hello)
+///     }
+///     fn create(&self, req: &mut Create) -> Result<Process> {
+///         Process::create(req)
+///     }
+/// }
+/// ```
+///
+/// # What it expands to
+///
+/// The struct, untouched, and beside it
+///
+/// ```ignore
+/// impl shim_runtime::Entry for Hello {
+///     type Level = shim_runtime::level::Managed<Hello>;
+///     const CONFIG: shim_runtime::Config = shim_runtime::Config {
+///         runtime: "io.containerd.hello.v1",
+///         version: env!("CARGO_PKG_VERSION"),
+///         ..shim_runtime::Config::DEFAULT
+///     };
+/// }
+///
+/// fn main() -> std::process::ExitCode {
+///     shim_runtime::run::<Hello>()
+/// }
+/// ```
+///
+/// That is all. Everything that runs is in `shim_runtime`, and a shim written so by hand is the same shim.
+/// Attributes and derives may stand on either side; a `#[cfg]` below the attribute is repeated on what is
+/// generated.
+///
+/// # Options
+///
+/// In any order, each once; beside each, what stands for it without the attribute, most often a field of `Config`.
+///
+/// * **`runtime = "io.containerd.hello.v1"`**, the one that is required: the runtime's name, as in
+///   `ctr run --runtime`. At least two dotted parts of ASCII letters, digits, `-` and `_`; the last is the
+///   version, a `v` and a number. By hand: `runtime: "io.containerd.hello.v1"`.
+/// * **`version = "1.2.3"`**: what the shim answers to `-v` and in its runtime information; the package's version
+///   unless given. By hand: `version: "1.2.3"`.
+/// * **`task = [2, 3]`**: the versions of the task API that are offered. Both unless given, so that one binary
+///   serves every containerd from 1.6 on. Version 3 promises that one process can host every container of a pod;
+///   a shim that can host only one says `task = [2]`. By hand: `task: &[2]`.
+/// * **`group = ["com.example.group", ..]`**: annotations by which containers share one process: the first that a
+///   container has decides, and those with the same value share. What labels cannot say goes into `Shim::group`.
+///   By hand: `group: &["com.example.group"]`.
+/// * **`shutdown_on = [SIGTERM, ..]`**: the signals that end the shim in order, out of `SIGHUP`, `SIGINT`,
+///   `SIGQUIT`, `SIGUSR2`, `SIGPIPE`, `SIGALRM`, `SIGTERM`, `SIGCONT` and `SIGWINCH`. By hand:
+///   `shutdown_on: &[shim_runtime::Signal::TERM]`.
+/// * **`main = false`**: no `main` is written, for a shim with start-up work of its own, in a module, or beside
+///   another one. It starts where the author's `main` calls `shim_runtime::run::<Hello>()`, on the main thread and
+///   with nothing written to the standard output, where containerd reads the shim's answer. By hand: the `main`
+///   above, left out.
+/// * **`raw`**: the struct answers the task RPCs itself: it implements `RawShim` and `Task` in place of `Shim`, and
+///   the runtime keeps no table of containers. By hand: `type Level = shim_runtime::level::Raw<Hello>`.
+/// * **`crate = ::path`**: where `shim_runtime` is found if it is renamed or re-exported; an absolute path without
+///   quotes. By hand: `impl my_reexport::shim_runtime::Entry for Hello`, and likewise throughout.
+///
+/// ```ignore
+/// #[containerd_shim(runtime = "io.containerd.hello.v1", task = [2], shutdown_on = [SIGTERM, SIGINT], main = false)]
+/// struct Hello;
+///
+/// fn main() -> std::process::ExitCode {
+///     prepare();
+///     shim_runtime::run::<Hello>()
+/// }
+/// ```
+///
+/// # Mistakes
+///
+/// All mistakes in the attribute are reported in one run, each at the token that is wrong. Three are found by
+/// the compiler, in words of its own:
+///
+/// * "`main` function not found in crate": the struct is in a module, and so is its `main`. Move it to `main.rs`,
+///   or use `main = false`.
+/// * "the name `main` is defined multiple times": there are two shims, or a `main` beside the shim. Use
+///   `main = false` on each shim and write a `main` that chooses.
+/// * "cannot be sent (or shared) between threads safely": a shim is called from several threads at once; use
+///   `Arc` and `Mutex` in place of `Rc` and `RefCell`.
 #[proc_macro_attribute]
 pub fn containerd_shim(
     options: proc_macro::TokenStream,
     item: proc_macro::TokenStream,
 ) -> proc_macro::TokenStream {
+    annotate(options.into(), &item.into()).into()
+}
+
+/// The attribute on tokens that exist outside of a compiler too, for the tests.
+fn annotate(
+    options: proc_macro2::TokenStream,
+    tokens: &proc_macro2::TokenStream,
+) -> proc_macro2::TokenStream {
     let mut errors = Errors::default();
-    item::parse(item.clone().into(), &mut errors);
-    let args = args::parse(options.into(), &mut errors);
-    validate::check(args, &mut errors);
-    let mut expansion = item;
-    expansion.extend(proc_macro::TokenStream::from(errors.into_compile_errors()));
-    expansion
+    let item = item::parse(tokens.clone(), &mut errors);
+    let args = args::parse(options, &mut errors);
+    let own_main = args.own_main;
+    let settings = validate::check(args, &mut errors);
+    match (&item.name, settings) {
+        (Some(name), Some(settings)) if errors.is_empty() => {
+            expand::shim(tokens, &item, name, own_main, &settings)
+        }
+        _ => expand::rejected(tokens, &item, own_main, errors),
+    }
 }
