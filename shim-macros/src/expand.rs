@@ -1,8 +1,8 @@
 //! Writes the expansion: the item untouched, one `impl Entry`, a `main` of one line.
-//! Every path is absolute and every token of ours wears the attribute's span; the one exception is the type's
-//! name inside `Level`, by which a missing `impl Shim` is reported under the author's struct.
+//! Every path is absolute and every token of ours wears the attribute's span; the one exception is the type
+//! `Level`, by which a missing `impl Shim` is reported under the name of the author's struct.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::quote;
 use syn::Ident;
 
@@ -25,6 +25,7 @@ pub(crate) fn shim(
     quiet.set_span(name.span().located_at(Span::call_site()));
 
     let level = if settings.raw { quote!(Raw) } else { quote!(Managed) };
+    let level = shown_at(name, quote!(#krate::level::#level<#name>));
     let config = config(settings, &krate);
     let main = (!own_main).then(|| {
         quote! {
@@ -36,11 +37,23 @@ pub(crate) fn shim(
         #tokens
         #(#cfgs)*
         impl #krate::Entry for #quiet {
-            type Level = #krate::level::#level<#name>;
+            type Level = #level;
             const CONFIG: #krate::Config = #config;
         }
         #main
     }
+}
+
+/// Places both ends of a type at `name`: from one to the other rustc underlines a type whose bound is not met.
+fn shown_at(name: &Ident, ty: TokenStream) -> TokenStream {
+    let mut tokens: Vec<TokenTree> = ty.into_iter().collect();
+    let start =
+        tokens.iter().position(|token| matches!(token, TokenTree::Ident(_))).unwrap_or_default().max(1);
+    let last = tokens.len() - 1;
+    for (_, token) in tokens.iter_mut().enumerate().filter(|(at, _)| *at < start || *at == last) {
+        token.set_span(token.span().located_at(name.span()));
+    }
+    tokens.into_iter().collect()
 }
 
 /// The configuration: only what was given, so that the defaults stay in one place, the runtime.
@@ -83,7 +96,6 @@ pub(crate) fn rejected(tokens: &TokenStream, item: &Item, own_main: bool, errors
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proc_macro2::TokenTree;
 
     const ITEM: &str = "#[cfg(unix)] #[derive(Debug)] pub struct Host { place: String }";
 
@@ -161,7 +173,10 @@ mod tests {
         let (item, ours) = tokens.split_at(spans(item.parse().unwrap_or_default()).len());
         assert!(item.iter().all(|(token, source)| source.as_ref() == Some(token)), "{item:?}");
 
-        let users: String = ours.iter().filter_map(|(_, source)| source.as_deref()).collect();
-        assert_eq!(users, r#"::rt::rtHost::rt::rt"io.x.v1""1"2::rt::rt::rt"#);
+        let words = ours.iter().filter(|(token, source)| source.is_some() && ![":", ">"].contains(&&**token));
+        let (words, sources): (Vec<_>, Vec<_>) =
+            words.cloned().map(|(token, source)| (token, source.unwrap_or_default())).unzip();
+        assert_eq!(words, sources);
+        assert_eq!(words.join(" "), r#"rt rt Host rt rt "io.x.v1" "1" 2 rt rt rt"#);
     }
 }
