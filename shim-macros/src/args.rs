@@ -157,10 +157,11 @@ fn separator(input: ParseStream, errors: &mut Errors) {
     }
 }
 
-/// Takes everything up to the next comma; a semicolon was meant for one.
+/// Takes everything up to the next comma, or to what was meant to stand behind one.
 fn until_separator(input: ParseStream) -> TokenStream {
     let mut tokens = TokenStream::new();
-    while !input.is_empty() && !input.peek(Token![,]) && !input.peek(Token![;]) {
+    let at_next_option = || input.peek(Ident::peek_any) && input.peek2(Token![=]);
+    while !input.is_empty() && !input.peek(Token![,]) && !input.peek(Token![;]) && !at_next_option() {
         tokens.extend(input.parse::<TokenTree>());
     }
     tokens
@@ -217,9 +218,10 @@ mod tests {
 
     #[test]
     fn a_forgotten_comma_is_demanded_and_what_follows_is_read() {
-        let (args, errors) = read(r#"runtime = "io.x.v1" raw, task = [2,; 3]"#);
-        assert_eq!(errors, ["expected `,` between options"]);
-        assert!(args.raw.is_some());
+        let (args, errors) = read(r#"raw = true runtime = "io.x.v1" main = false, task = [2,; 3]"#);
+        let comma = "expected `,` between options";
+        assert_eq!(errors, ["`raw` is a flag and takes no value", comma, comma]);
+        assert!(args.runtime.is_some() && args.own_main);
         assert_eq!(args.task.map(|list| list.elements.len()), Some(3));
     }
 }
