@@ -133,13 +133,8 @@ fn crate_path(path: &Path) -> Result<(), String> {
 
 /// containerd looks for the binary `containerd-shim-A-B`, where `A` and `B` are the last two parts of the name.
 fn runtime_name(name: &str) -> Result<(), String> {
-    let file = name.rsplit('/').next().unwrap_or_default();
-    let example = match file.strip_prefix("containerd-shim-").and_then(|rest| rest.rsplit_once('-')) {
-        Some((kind, version)) => format!("did you mean \"io.containerd.{kind}.{version}\"?"),
-        None => "as in \"io.containerd.hello.v1\"".to_owned(),
-    };
     if name.contains('/') {
-        return Err(format!("a runtime name is not a path; write the dotted name, {example}"));
+        return Err(format!("a runtime name is not a path; write the dotted name, as in {}", example(name)));
     }
     if let Some(wrong) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(*c)) {
         let wrong = wrong.escape_debug();
@@ -149,7 +144,7 @@ fn runtime_name(name: &str) -> Result<(), String> {
     }
     let parts: Vec<&str> = name.split('.').collect();
     let &[.., kind, version] = parts.as_slice() else {
-        return Err(format!("a runtime name has at least two dotted parts, {example}"));
+        return Err(format!("a runtime name has at least two dotted parts, as in {}", example(name)));
     };
     if parts.contains(&"") {
         return Err("a runtime name cannot have an empty part between dots".to_owned());
@@ -169,6 +164,15 @@ fn runtime_name(name: &str) -> Result<(), String> {
     ))
 }
 
+/// A runtime name for someone who wrote a path, the name of a binary, or one word.
+fn example(name: &str) -> String {
+    let file = name.rsplit('/').next().unwrap_or_default();
+    let kind = file.strip_prefix("containerd-shim-").unwrap_or(file);
+    let parts = kind.rsplit_once('-').filter(|(_, version)| version.starts_with('v')).unwrap_or((kind, "v1"));
+    let (kind, version) = if kind.is_empty() || kind.contains('.') { ("hello", "v1") } else { parts };
+    format!("\"io.containerd.{kind}.{version}\"")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +186,7 @@ mod tests {
             ("io.containerd.hello", "io.containerd.hello.v1"),
             ("io.containerd.hello.2", "io.containerd.hello.v2"),
             ("io.containerd.hello.V2", "io.containerd.hello.v2"),
+            ("hello", "io.containerd.hello.v1"),
             ("/usr/bin/containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
             ("containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
         ] {
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn every_value_is_checked_even_after_a_wrong_one() {
         let mut errors = Errors::default();
-        let source = r#"runtime = "io", version = "", task = [2, 4, x, 2], group = ["", "a", "a"], crate = self::rt,
+        let source = r#"runtime = "", version = "", task = [2, 4, x, 2], group = ["", "a", "a"], crate = self::rt,
                         shutdown_on = [SIGKILL, TERM, sigtrem, SIGABRT, SIGUSR1]"#;
         let args = crate::args::parse(source.parse().unwrap_or_default(), &mut errors);
         check(args, &mut errors);
