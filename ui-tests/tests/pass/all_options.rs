@@ -1,0 +1,30 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(
+    runtime = "io.containerd.hello.v1",
+    version = "1.2.3",
+    task = [2, 3],
+    group = ["com.example.group"],
+    shutdown_on = [SIGTERM, SIGINT],
+    main = false,
+    raw,
+    crate = ::shim_runtime,
+)]
+struct Hello;
+
+impl RawShim for Hello {
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+}
+
+impl Task for Hello {}
+
+const _: () = {
+    let config = <Hello as shim_runtime::Entry>::CONFIG;
+    assert!(matches!(config.task, [2, 3]));
+    assert!(config.group.len() == 1);
+    assert!(config.shutdown_on.len() == 2);
+};
+
+fn main() {}

@@ -1,0 +1,24 @@
+extern crate shim_runtime as rt;
+
+use rt::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1", crate = ::rt)]
+struct Hello;
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}

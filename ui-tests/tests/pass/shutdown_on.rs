@@ -1,0 +1,27 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1", shutdown_on = [SIGHUP, SIGINT, SIGQUIT, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM, SIGCONT, SIGWINCH])]
+struct Hello;
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
+
+const _: () = {
+    let config = <Hello as shim_runtime::Entry>::CONFIG;
+    assert!(config.shutdown_on.len() == 9);
+};

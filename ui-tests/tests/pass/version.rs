@@ -1,0 +1,27 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1", version = "1.2.3-rc1")]
+struct Hello;
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
+
+const _: () = {
+    let config = <Hello as shim_runtime::Entry>::CONFIG;
+    assert!(matches!(config.version.as_bytes(), b"1.2.3-rc1"));
+};

@@ -1,0 +1,29 @@
+use shim_runtime::prelude::*;
+
+macro_rules! shim {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident, $runtime:literal, $own_main:literal) => {
+        #[containerd_shim(runtime = $runtime, version = $runtime, main = $own_main, crate = ::shim_runtime)]
+        $(#[$attribute])*
+        $visibility struct $name;
+    };
+}
+
+shim!(#[derive(Debug)] struct Hello, "io.containerd.hello.v1", true);
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
