@@ -1,0 +1,6 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1")]
+union Hello {
+    a: u8,
+}

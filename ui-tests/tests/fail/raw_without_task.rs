@@ -1,0 +1,10 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1", raw)]
+struct Hello;
+
+impl RawShim for Hello {
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,33 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1")]
+struct Hello;
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
+
+#[containerd_shim(runtime = "io.containerd.bye.v1", raw)]
+struct Bye;
+
+impl RawShim for Bye {
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+}
+
+impl Task for Bye {}
