@@ -20,9 +20,9 @@ pub(crate) fn shim(
 ) -> TokenStream {
     let krate = settings.krate.as_ref().map_or_else(|| quote!(::shim_runtime), |path| quote!(#path));
     let cfgs = &item.cfgs;
-    // Found where the author's name is found, shown where the attribute stands.
-    let mut quiet = name.clone();
-    quiet.set_span(name.span().located_at(Span::call_site()));
+    // Means what the author's name means, but lies where the attribute stands.
+    let mut at_attribute = name.clone();
+    at_attribute.set_span(name.span().located_at(Span::call_site()));
 
     let level = if settings.raw { quote!(Raw) } else { quote!(Managed) };
     let level = shown_at(name, quote!(#krate::level::#level<#name>));
@@ -30,13 +30,13 @@ pub(crate) fn shim(
     let main = (!own_main).then(|| {
         quote! {
             #(#cfgs)*
-            fn main() -> ::std::process::ExitCode { #krate::run::<#quiet>() }
+            fn main() -> ::std::process::ExitCode { #krate::run::<#at_attribute>() }
         }
     });
     quote! {
         #tokens
         #(#cfgs)*
-        impl #krate::Entry for #quiet {
+        impl #krate::Entry for #at_attribute {
             type Level = #level;
             const CONFIG: #krate::Config = #config;
         }

@@ -149,27 +149,32 @@ fn runtime_name(name: &str) -> Result<(), String> {
     if parts.contains(&"") {
         return Err("a runtime name cannot have an empty part between dots".to_owned());
     }
-    let is_number = |part: &str| part.starts_with(|first: char| first.is_ascii_digit());
-    let stem = name.strip_suffix(version).unwrap_or(name);
-    let meant = match version.trim_start_matches(['v', 'V']) {
-        number if is_number(number) => format!("{stem}v{number}"),
-        _ => format!("{name}.v1"),
-    };
-    if meant == name {
+    if is_version(version) {
         return Ok(());
     }
+    let fixed = format!("v{}", version.trim_start_matches(['v', 'V']));
+    let meant = match name.strip_suffix(version) {
+        Some(stem) if is_version(&fixed) => format!("{stem}{fixed}"),
+        _ => format!("{name}.v1"),
+    };
     Err(format!(
         "the last part of a runtime name is its version: containerd would look for \
          `containerd-shim-{kind}-{version}`; did you mean \"{meant}\"?"
     ))
 }
 
+/// A `v` and a number; what follows is free, as in `v2-rs`.
+fn is_version(part: &str) -> bool {
+    part.strip_prefix('v').is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
+}
+
 /// A runtime name for someone who wrote a path, the name of a binary, or one word.
 fn example(name: &str) -> String {
     let file = name.rsplit('/').next().unwrap_or_default();
     let kind = file.strip_prefix("containerd-shim-").unwrap_or(file);
-    let parts = kind.rsplit_once('-').filter(|(_, version)| version.starts_with('v')).unwrap_or((kind, "v1"));
-    let (kind, version) = if kind.is_empty() || kind.contains('.') { ("hello", "v1") } else { parts };
+    let parts = kind.rsplit_once('-').filter(|(_, version)| is_version(version)).unwrap_or((kind, "v1"));
+    let usable = !kind.is_empty() && kind.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+    let (kind, version) = if usable { parts } else { ("hello", "v1") };
     format!("\"io.containerd.{kind}.{version}\"")
 }
 
@@ -189,6 +194,7 @@ mod tests {
             ("hello", "io.containerd.hello.v1"),
             ("/usr/bin/containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
             ("containerd-shim-my-vm-v2", "io.containerd.my-vm.v2"),
+            ("my-vm", "io.containerd.my-vm.v1"),
         ] {
             let error = runtime_name(name).err().unwrap_or_default();
             assert!(error.is_empty() == meant.is_empty() && error.contains(meant), "{name}: {error}");
