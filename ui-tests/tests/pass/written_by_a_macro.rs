@@ -1,8 +1,12 @@
 use shim_runtime::prelude::*;
 
+mod parts {
+    pub use shim_runtime;
+}
+
 macro_rules! shim {
     ($(#[$attribute:meta])* $visibility:vis struct $name:ident, $runtime:literal, $own_main:literal) => {
-        #[containerd_shim(runtime = $runtime, version = $runtime, main = $own_main, crate = ::shim_runtime)]
+        #[containerd_shim(runtime = $runtime, version = $runtime, main = $own_main, crate = $crate::parts::shim_runtime)]
         $(#[$attribute])*
         $visibility struct $name;
     };
