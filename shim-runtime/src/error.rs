@@ -120,6 +120,11 @@ impl Error {
         self
     }
 
+    /// Input that does not parse, explained by the parser.
+    pub(crate) fn invalid_argument_from(error: impl fmt::Display) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+
     /// Attaches what caused the failure; `Display` prints it after the message.
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());

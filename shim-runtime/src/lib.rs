@@ -1,8 +1,85 @@
-//! The runtime under `#[containerd_shim]`.
+//! The runtime under `#[containerd_shim]`: annotate a struct, build, and containerd runs containers with it.
+//!
+//! ```
+//! use shim_runtime::prelude::*;
+//!
+//! /// Runs `process.args` of the bundle straight on the host.
+//! # mod shim { use shim_runtime::prelude::*;
+//! #[containerd_shim(runtime = "io.containerd.host.v1")]
+//! struct Host;
+//!
+//! impl Shim for Host {
+//!     type Container = Process;
+//!     fn new(_: &Context) -> Result<Self> { Ok(Host) }
+//!     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+//! }
+//! # }
+//! ```
+//!
+//! With `[[bin]] name = "containerd-shim-host-v1"` that is a whole shim, for every containerd from 1.6 to 2.4.
+//! The attribute writes [`Entry`] and `main`; you implement [`Shim`] and, where the ready-made [`Process`] is
+//! not what you want, [`Container`]. To answer the RPCs of containerd yourself there is [`RawShim`] with
+//! [`Task`].
+//!
+//! # Child processes
+//! The main thread reaps the children that it forked itself, which are those started through this crate, and
+//! orphans. Children of your own (`std::process` among them) are left to the thread that started them, as long
+//! as that thread lives: when a thread ends, its children become the main thread's.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("shim-runtime needs Linux: containerd shims for other systems work differently");
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("shim-runtime is made for x86_64 and aarch64");
+#[cfg(panic = "abort")]
+compile_error!("shim-runtime needs `panic = \"unwind\"`; one panic would end every container of the shim");
+
+pub mod api;
+mod args;
+mod bootstrap;
+mod bundle;
+mod cgroup;
+mod entry;
 mod error;
-mod types;
+mod event_loop;
+pub mod level;
+mod logger;
+mod managed;
+mod mount;
+mod process;
+mod publisher;
+mod reaper;
+mod run;
+mod server;
+mod socket;
+mod spawn;
+mod stdio;
+#[expect(unsafe_code, reason = "the one place for system calls that have no safe interface")]
+mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod types;
+mod wire;
 
+pub use api::{
+    Call, Container, Context, Create, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started, Target, Task,
+};
+pub use bundle::{Bundle, ProcessSpec, RootSpec, Spec, UserSpec};
+pub use entry::{Config, Entry};
 pub use error::{Code, Error, Result, WithContext};
+pub use managed::Managed;
+pub use process::Process;
+pub use run::run;
+pub use server::{Registry, Reply, Waiters};
+pub use shim_macros::containerd_shim;
+pub use spawn::{Command, Output};
+pub use stdio::Stdio;
 pub use types::{Exit, Pid, Signal};
+
+/// What a shim usually needs, in one import.
+pub mod prelude {
+    pub use crate::{
+        Call, Command, Container, Context, Create, Error, Exec, Exit, ExitHandle, Gated, Managed, Pid,
+        Process, RawShim, Reply, Result, Shim, Signal, Started, Stdio, Target, Task, WithContext,
+        containerd_shim,
+    };
+}

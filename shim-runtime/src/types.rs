@@ -112,8 +112,7 @@ impl Exit {
 
     /// The exit that a raw wait status tells of. Signals of 32 and above are as good as any.
     pub(crate) fn from_wait_status(raw: i32) -> Self {
-        let status =
-            if libc::WIFEXITED(raw) { libc::WEXITSTATUS(raw) } else { 128 + libc::WTERMSIG(raw) };
+        let status = if libc::WIFEXITED(raw) { libc::WEXITSTATUS(raw) } else { 128 + libc::WTERMSIG(raw) };
         Self::now(status as u32)
     }
 }

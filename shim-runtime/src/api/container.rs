@@ -1,0 +1,148 @@
+//! One container, as an author writes it: what its processes are, not when what may be called.
+
+use super::{Any, CheckpointTaskRequest, Exec, Running, Started, UpdateTaskRequest};
+use crate::error::{Error, Result};
+use crate::reaper::ExitSlot;
+use crate::stdio::Stdio;
+use crate::types::{Pid, Signal};
+use std::sync::Arc;
+
+/// A container. Only [`start`](Self::start) must be written.
+///
+/// The runtime keeps the calls that move one process through its life in order (start, pause, resume, update,
+/// checkpoint, delete) and refuses those that its state does not allow. `kill`, `stats` and `pids` may overlap
+/// a call that hangs. Every call is made on a worker thread and may block.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a shim's container",
+    label = "`Container` is missing for this type",
+    note = "implement `Container` for `{Self}`: only `start` is required"
+)]
+pub trait Container: Send + Sync + 'static {
+    /// Runs the init process. `io` holds the ends of its stdio that `create` did not take.
+    fn start(&self, io: Stdio) -> Result<Started>;
+
+    /// A ready-made container that answers whatever is not written here.
+    fn inner(&self) -> Option<&dyn Container> {
+        None
+    }
+
+    /// The init process's id, for containers whose `create` made it by a runtime command. The runtime adopts
+    /// it: its exit may have come already. Not needed with `spawn_gated`.
+    fn pid(&self) -> Option<Pid> {
+        self.inner().and_then(Container::pid)
+    }
+
+    /// Runs another process in the container.
+    fn exec(&self, req: &Exec, io: Stdio) -> Result<Started> {
+        self.inner().map_or_else(|| Err(unwritten("exec")), |inner| inner.exec(req, io))
+    }
+
+    /// Sends a signal to a process of the container, or to all of them.
+    fn kill(&self, to: &Target<'_>, signal: Signal) -> Result<()> {
+        self.inner().map_or_else(|| to.signal(signal), |inner| inner.kill(to, signal))
+    }
+
+    /// Freezes the container.
+    fn pause(&self) -> Result<()> {
+        self.inner().map_or_else(|| Err(unwritten("pause")), Container::pause)
+    }
+
+    /// Thaws the container.
+    fn resume(&self) -> Result<()> {
+        self.inner().map_or_else(|| Err(unwritten("resume")), Container::resume)
+    }
+
+    /// Changes the container's limits.
+    fn update(&self, req: &UpdateTaskRequest) -> Result<()> {
+        self.inner().map_or_else(|| Err(unwritten("update")), |inner| inner.update(req))
+    }
+
+    /// Writes an image of the running container.
+    fn checkpoint(&self, req: &CheckpointTaskRequest) -> Result<()> {
+        self.inner().map_or_else(|| Err(unwritten("checkpoint")), |inner| inner.checkpoint(req))
+    }
+
+    /// What the container has used: a `Metrics` message of cgroup v1 or v2. By default read from the cgroup of
+    /// the init process, `NotFound` where that is the shim's own.
+    fn stats(&self, init: &Target<'_>) -> Result<Any> {
+        self.inner().map_or_else(|| crate::cgroup::stats_of(init.pid()), |inner| inner.stats(init))
+    }
+
+    /// The processes in the container. By default its init process and running execs.
+    fn pids(&self, init: &Target<'_>) -> Result<Vec<Pid>> {
+        self.inner().map_or_else(|| Ok(init.known_pids()), |inner| inner.pids(init))
+    }
+
+    /// Gives up what belongs to a process that has ended, or was never started.
+    fn delete(&self, of: &Target<'_>) -> Result<()> {
+        self.inner().map_or(Ok(()), |inner| inner.delete(of))
+    }
+}
+
+fn unwritten(what: &str) -> Error {
+    Error::unimplemented(format!("this runtime does not support {what}"))
+}
+
+/// Which process of a container is meant.
+pub struct Target<'a> {
+    exec: Option<&'a str>,
+    all: bool,
+    /// The process meant first, then the others if all are.
+    processes: Vec<Arc<Running>>,
+    others: Vec<Arc<Running>>,
+}
+
+impl<'a> Target<'a> {
+    pub(crate) fn new(
+        exec: Option<&'a str>,
+        process: Option<Arc<Running>>,
+        others: Vec<Arc<Running>>,
+    ) -> Self {
+        Self { exec, all: false, processes: process.into_iter().collect(), others }
+    }
+
+    pub(crate) fn with_all(mut self, all: bool) -> Self {
+        self.all = all;
+        self
+    }
+
+    /// The exec's id; `None` for the init process.
+    pub fn exec(&self) -> Option<&str> {
+        self.exec
+    }
+
+    /// The process's id; `None` for what has no process of its own, or none yet.
+    pub fn pid(&self) -> Option<Pid> {
+        self.processes.first().and_then(|process| process.pid)
+    }
+
+    /// Whether every process of the container is meant.
+    pub fn all(&self) -> bool {
+        self.all
+    }
+
+    /// Sends a signal to what is meant: the process, or its whole group and those of all execs.
+    ///
+    /// # Errors
+    /// `NotFound` when it has finished.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let others = self.others.iter().filter(|_| self.all);
+        let mut sent = Err(Error::not_found("process already finished"));
+        for process in self.processes.iter().chain(others) {
+            sent = sent.or(process.signal(signal, self.all));
+        }
+        sent
+    }
+
+    /// Where the exits arrive of those that are meant and can only be asked to stop.
+    pub(crate) fn only_stopping(&self) -> Vec<ExitSlot> {
+        let others = self.others.iter().filter(|_| self.all);
+        let stopping = self.processes.iter().chain(others).filter(|process| process.only_stops());
+        stopping.map(|process| process.exit.clone()).collect()
+    }
+
+    /// The ids of the init process and the running execs.
+    fn known_pids(&self) -> Vec<Pid> {
+        self.processes.iter().chain(&self.others).filter_map(|process| process.pid).collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! The process that author code runs in: what it was told at its start, and what it can ask of the runtime.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use protobuf::Message;
+
+use super::Any;
+use crate::bundle::Bundle;
+use crate::error::{Error, Result, WithContext};
+use crate::server::Lifetime;
+use crate::spawn::{Command, Output, Supervisor};
+
+/// The shim's process: one shim serves one container or one group of them.
+///
+/// Cheap to clone; every clone is the same process.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+struct Inner {
+    setup: Setup,
+    bundle: Bundle,
+    supervisor: Option<Supervisor>,
+    lifetime: Option<Lifetime>,
+}
+
+/// What a life of the process starts from; see `run`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup {
+    pub(crate) id: String,
+    pub(crate) namespace: String,
+    pub(crate) bundle: std::path::PathBuf,
+    pub(crate) debug: bool,
+    pub(crate) options: Option<Any>,
+    pub(crate) grpc_address: String,
+    pub(crate) ttrpc_address: String,
+    pub(crate) containerd_version: Option<String>,
+}
+
+impl Context {
+    pub(crate) fn new(setup: Setup, supervisor: Option<Supervisor>, lifetime: Option<Lifetime>) -> Self {
+        let bundle = Bundle::new(setup.bundle.clone());
+        Self(Arc::new(Inner { setup, bundle, supervisor, lifetime }))
+    }
+
+    /// The container that the shim was started for; the first of its group.
+    pub fn id(&self) -> &str {
+        &self.0.setup.id
+    }
+
+    /// containerd's namespace, such as `default` or `k8s.io`.
+    pub fn namespace(&self) -> &str {
+        &self.0.setup.namespace
+    }
+
+    /// The bundle of the container that the shim was started for. In a group it may be removed before the
+    /// shim ends.
+    pub fn bundle(&self) -> &Bundle {
+        &self.0.bundle
+    }
+
+    /// Whether debug messages are wanted.
+    pub fn debug(&self) -> bool {
+        self.0.setup.debug
+    }
+
+    /// containerd's gRPC socket, as a path.
+    pub fn containerd_address(&self) -> &Path {
+        Path::new(&self.0.setup.grpc_address)
+    }
+
+    /// containerd's version, which only 2.3 and later tell.
+    pub fn containerd_version(&self) -> Option<&str> {
+        self.0.setup.containerd_version.as_deref()
+    }
+
+    /// The runtime's options that were given at start, of whatever type (contract 2.4).
+    pub fn raw_options(&self) -> Option<&Any> {
+        self.0.setup.options.as_ref()
+    }
+
+    /// The runtime's options that were given at start, decoded.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the bytes are no such message.
+    pub fn options<M: Message>(&self) -> Result<Option<M>> {
+        decode_options(self.raw_options())
+    }
+
+    /// Runs a runtime command to its end and collects its output. It ends with the shim. Blocks the calling
+    /// thread only.
+    ///
+    /// # Errors
+    /// When it cannot be started. An exit status other than 0 is not an error here.
+    pub fn run(&self, command: &mut Command) -> Result<Output> {
+        self.supervisor()?.run(command, None)
+    }
+
+    /// Ends the shim in order: answers leave, events are flushed, the socket goes. Containers are not touched.
+    pub fn shutdown(&self) {
+        if let Some(lifetime) = &self.0.lifetime {
+            lifetime.leave();
+        }
+    }
+
+    pub(crate) fn supervisor(&self) -> Result<&Supervisor> {
+        let message = "processes are supervised only while the shim serves or deletes";
+        self.0.supervisor.as_ref().ok_or_else(|| Error::failed_precondition(message))
+    }
+}
+
+/// Decodes options by their value alone: their type's name has many spellings.
+pub(crate) fn decode_options<M: Message>(options: Option<&Any>) -> Result<Option<M>> {
+    let Some(any) = options else { return Ok(None) };
+    let decoded = M::parse_from_bytes(&any.value).map_err(Error::invalid_argument_from);
+    decoded.map(Some).context(|| format!("cannot understand the options of type `{}`", any.type_url))
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Context").field(&self.0.setup).finish()
+    }
+}

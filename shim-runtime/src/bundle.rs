@@ -1,0 +1,256 @@
+//! The bundle: the folder that containerd makes for a container (contract 2.3), its `config.json`, and what
+//! the shim itself keeps there for a `delete` that may come after its death.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, WithContext};
+use crate::types::{Exit, Pid};
+
+/// Where the record of a shim's own state lies in the bundle.
+const RECORD_FILE: &str = "shim.json";
+/// The format of [`Record`]; a newer binary may meet an older one's file, and the reverse.
+const RECORD_VERSION: u32 = 1;
+
+/// A container's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    path: PathBuf,
+}
+
+impl Bundle {
+    /// The bundle in this folder; nothing is read yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The folder, as containerd gave it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the root file system is, or is to be mounted: `rootfs`, unless `config.json` says otherwise.
+    pub fn rootfs(&self) -> PathBuf {
+        self.path.join("rootfs")
+    }
+
+    /// Reads `config.json`. Fails with a sentence that names the file.
+    pub fn spec(&self) -> Result<Spec> {
+        let path = self.path.join("config.json");
+        let text = std::fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        serde_json::from_slice(&text)
+            .map_err(Error::invalid_argument_from)
+            .context(|| format!("cannot understand `{}`", path.display()))
+    }
+
+    /// Whether there is a `config.json`; a sandbox made without a container has none (contract 2.3).
+    pub(crate) fn has_spec(&self) -> bool {
+        self.path.join("config.json").exists()
+    }
+
+    /// Writes a file whole or not at all.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let (temporary, path) = (self.path.join(format!(".{name}.tmp")), self.path.join(name));
+        let written = std::fs::write(&temporary, content).and_then(|()| std::fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// The record of the shim's state; empty if there is none, or none that can be read.
+    pub(crate) fn record(&self) -> Record {
+        let read = std::fs::read(self.path.join(RECORD_FILE));
+        read.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Replaces the record.
+    pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
+        let text = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
+        self.write(RECORD_FILE, &text)
+            .context(|| format!("cannot write `{RECORD_FILE}` in `{}`", self.path.display()))
+    }
+
+    /// Removes what the shim wrote, and leaves what is containerd's.
+    pub(crate) fn remove_record(&self) {
+        match std::fs::remove_file(self.path.join(RECORD_FILE)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::warn!("cannot remove `{RECORD_FILE}` in `{}`: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a bundle tells of its container after the shim's death.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    #[serde(default)]
+    version: u32,
+    /// The init process; absent for a thread or a remote container, by whose pid nothing may be killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init: Option<InitRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exit: Option<ExitRecord>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self { version: RECORD_VERSION, init: None, exit: None }
+    }
+}
+
+/// An init process, told from a later one with the same pid by when it started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InitRecord {
+    pub(crate) pid: u32,
+    /// In clock ticks since boot, as `/proc/PID/stat` has it.
+    pub(crate) start_time: u64,
+}
+
+impl InitRecord {
+    /// Of a living process, or one not yet reaped.
+    pub(crate) fn of(pid: Pid) -> Option<Self> {
+        Some(Self { pid: pid.get(), start_time: start_time(pid)? })
+    }
+
+    /// The process, if it is still the same one.
+    pub(crate) fn living(&self) -> Option<Pid> {
+        let pid = Pid::new(self.pid)?;
+        (start_time(pid)? == self.start_time).then_some(pid)
+    }
+}
+
+/// When the process started, in clock ticks since boot: field 22 of its `stat`.
+fn start_time(pid: Pid) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in field 2 may contain anything, closing parentheses too.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// An exit, as it is kept in the bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    status: u32,
+    seconds: u64,
+    nanos: u32,
+}
+
+impl From<Exit> for ExitRecord {
+    fn from(exit: Exit) -> Self {
+        let since = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { status: exit.status, seconds: since.as_secs(), nanos: since.subsec_nanos() }
+    }
+}
+
+impl From<ExitRecord> for Exit {
+    fn from(record: ExitRecord) -> Self {
+        let since =
+            Duration::from_secs(record.seconds).saturating_add(Duration::from_nanos(record.nanos.into()));
+        Self { status: record.status, at: UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH) }
+    }
+}
+
+/// As much of `config.json`, the OCI runtime specification, as a shim usually wants. Unknown parts are left out.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Spec {
+    /// The container's init process.
+    pub process: Option<ProcessSpec>,
+    /// The root file system.
+    pub root: Option<RootSpec>,
+    /// Free-form labels, among them those that group containers.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub annotations: HashMap<String, String>,
+}
+
+/// The `root` object of [`Spec`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RootSpec {
+    /// Absolute, or relative to the bundle.
+    pub path: PathBuf,
+    /// Whether the container may not write to it.
+    pub readonly: bool,
+}
+
+/// The `process` object of [`Spec`], and what an Exec request carries.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProcessSpec {
+    /// Whether the process wants a terminal.
+    pub terminal: bool,
+    /// Under whose ids it runs.
+    pub user: UserSpec,
+    /// The program and its arguments.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub args: Vec<String>,
+    /// `KEY=value` each.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub env: Vec<String>,
+    /// The working directory, inside the root file system.
+    pub cwd: PathBuf,
+    /// Whether exec can never give it more privileges.
+    pub no_new_privileges: bool,
+}
+
+/// The `user` object of [`ProcessSpec`]: numbers only, names are for the client to look up.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct UserSpec {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// Supplementary groups.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub additional_gids: Vec<u32>,
+}
+
+/// Go writes an empty list or map as `null`.
+fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_only_while_pid_and_start_time_match() {
+        let record = InitRecord::of(Pid::own()).unwrap();
+        assert_eq!(record.living(), Some(Pid::own()));
+        let other = InitRecord { start_time: record.start_time + 1, ..record };
+        assert_eq!(other.living(), None);
+    }
+
+    #[test]
+    fn an_exit_comes_back_from_its_record_to_the_nanosecond() {
+        let exit = Exit { status: 137, at: UNIX_EPOCH + Duration::new(5, 7) };
+        assert_eq!(Exit::from(ExitRecord::from(exit)), exit);
+    }
+
+    #[test]
+    fn a_record_of_a_newer_release_is_read_for_what_is_known() {
+        let record: Record = serde_json::from_str(r#"{"version":9,"exit":null,"more":{}}"#).unwrap();
+        assert_eq!(record.exit, None);
+    }
+
+    #[test]
+    fn null_lists_are_empty_ones() {
+        let spec: Spec =
+            serde_json::from_str(r#"{"annotations":null,"process":{"args":null,"cwd":"/"}}"#).unwrap();
+        assert!(spec.process.unwrap().args.is_empty());
+    }
+}

@@ -1,0 +1,57 @@
+//! What `#[containerd_shim]` expands to: an [`Entry`] for the annotated struct and a `main` of one line.
+//! Written by hand it is the same thing; with `main = false` only the `main` is yours.
+
+use crate::types::Signal;
+
+/// The constants of a shim, one field for each option of the attribute.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The runtime's name, such as `io.containerd.host.v1`.
+    pub runtime: &'static str,
+    /// The shim's own version, for `-v` and `-info`.
+    pub version: &'static str,
+    /// The task API versions to serve: 2, 3 or both. Version 3 promises to host whole pods (contract 0.3).
+    pub task: &'static [u8],
+    /// Annotations of `config.json` whose value names the group that shares one shim, first match wins.
+    pub group: &'static [&'static str],
+    /// Signals that end the shim in order.
+    pub shutdown_on: &'static [Signal],
+}
+
+impl Config {
+    /// What the attribute uses for options that are not written.
+    pub const DEFAULT: Self = Self {
+        runtime: "",
+        version: "",
+        task: &[2, 3],
+        group: &["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"],
+        shutdown_on: &[Signal::TERM, Signal::INT],
+    };
+}
+
+/// A struct that [`run`](crate::run()) can turn into a shim. The attribute writes this impl:
+///
+/// ```ignore
+/// #[containerd_shim(runtime = "io.containerd.host.v1")]
+/// struct Host;
+/// // is the same as
+/// struct Host;
+/// impl ::shim_runtime::Entry for Host {
+///     type Level = ::shim_runtime::level::Managed<Host>;
+///     const CONFIG: ::shim_runtime::Config = ::shim_runtime::Config {
+///         runtime: "io.containerd.host.v1",
+///         version: ::core::env!("CARGO_PKG_VERSION"),
+///         ..::shim_runtime::Config::DEFAULT
+///     };
+/// }
+/// fn main() -> ::std::process::ExitCode {
+///     ::shim_runtime::run::<Host>()
+/// }
+/// ```
+pub trait Entry: Sized + Send + Sync + 'static {
+    /// Whose traits the struct implements: [`level::Managed`](crate::level::Managed) for
+    /// [`Shim`](crate::Shim), [`level::Raw`](crate::level::Raw) for [`RawShim`](crate::RawShim).
+    type Level: crate::level::Level;
+    /// The shim's constants.
+    const CONFIG: Config;
+}

@@ -1,0 +1,379 @@
+//! What happens between a call and its answer: author code is called, its result becomes a phase, an event,
+//! an answer. The lock on a container's processes is taken before and after, never meanwhile.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::processes::{Told, wait_response};
+use super::state::{Move, Phase};
+use super::table::Entry;
+use super::{Managed, author};
+use crate::api::{
+    Container, Create, CreateTaskRequest, DeleteResponse, Exec, Kind, Running, Shim, Started, Target,
+};
+use crate::bundle::InitRecord;
+use crate::error::{Error, Result, WithContext};
+use crate::mount;
+use crate::publisher::timestamp;
+use crate::reaper::{Guard, lock};
+use crate::server::Place;
+use crate::spawn::Supervisor;
+use crate::stdio::Streams;
+use crate::types::{Exit, Pid, Signal};
+
+/// How long what can only be asked to stop has for it after a SIGKILL, before it is given up.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a process that is deleted before it was started has to die of its SIGKILL.
+const DEATH: Duration = Duration::from_secs(5);
+
+impl<S: Shim> Managed<S> {
+    /// Makes a container; returns its init's pid. On failure nothing is left of it, and no event tells of it.
+    pub(super) fn create_container(&self, request: &CreateTaskRequest) -> Result<u32> {
+        let id = &request.id;
+        let entry = self.0.table.reserve(request, self.0.lifetime.hold())?;
+        self.fill(&entry, request)
+            .inspect_err(|_| {
+                self.0.table.forget(id);
+                entry.bundle.remove_record();
+            })
+            .context(|| format!("cannot create container `{id}`"))
+    }
+
+    fn fill(&self, entry: &Arc<Entry<S::Container>>, request: &CreateTaskRequest) -> Result<u32> {
+        let supervisor = self.0.context.supervisor()?;
+        let guard = supervisor.guard();
+        let names = entry.processes().init.names.clone();
+        let (streams, stdio) = Streams::open(&names, supervisor.main())?;
+        let mut create = Create::new(self.0.context.clone(), request.clone(), stdio);
+        let container = author(|| match request.checkpoint.as_str() {
+            "" => self.0.shim.create(&mut create),
+            image => self.0.shim.restore(&mut create, Path::new(image)),
+        })?;
+        let running = match (create.init.clone(), container.pid()) {
+            (None, Some(pid)) => Some(adopt(supervisor, &guard, pid)?),
+            (spawned, _) => spawned,
+        };
+        let restored = !request.checkpoint.is_empty();
+        let pid = match running.as_ref().and_then(|running| running.pid) {
+            Some(pid) => pid.get(),
+            // Restored by start alone (contract 6.3, Create).
+            None if restored => 0,
+            None => Pid::own().get(),
+        };
+        record_init(entry, running.as_deref())?;
+        let leftover = create.finish();
+        // Nobody else writes it: the id was reserved by this call.
+        let _ = entry.container.set(container);
+        let told = {
+            let mut processes = entry.processes();
+            let init = &mut processes.init;
+            init.pid = pid;
+            init.stdio = Some(leftover);
+            init.connect(streams);
+            init.running.clone_from(&running);
+            init.phase = Phase::Created;
+            self.0.events.created(request, pid);
+            processes.settle(&self.0.events)
+        };
+        tell(told);
+        if let Some(running) = running {
+            self.follow(entry, None, &running);
+        }
+        Ok(pid)
+    }
+
+    /// Has the end of a process noticed. One that came before is noticed at once.
+    fn follow(&self, entry: &Arc<Entry<S::Container>>, exec: Option<&str>, running: &Running) {
+        let (managed, entry, exec) = (self.clone(), entry.clone(), exec.map(str::to_owned));
+        running.exit.on_exit(move |exit| managed.process_ended(&entry, exec.as_deref(), exit));
+    }
+
+    /// Runs on whatever thread notices, the main thread above all, so nothing here may block.
+    fn process_ended(&self, entry: &Arc<Entry<S::Container>>, exec: Option<&str>, exit: Exit) {
+        if exec.is_none() {
+            // Before any event can tell of it, so that `delete` tells the same after a crash.
+            let mut record = lock(&entry.record);
+            record.exit = Some(exit.into());
+            if let Err(error) = entry.bundle.write_record(&record) {
+                log::warn!("{error}");
+            }
+        }
+        let (left, told) = {
+            let mut processes = entry.processes();
+            let left = processes.ended(exec, exit);
+            (left, processes.settle(&self.0.events))
+        };
+        tell(told);
+        if left {
+            self.kill_the_rest(entry);
+        }
+    }
+
+    /// The init is gone, so its execs have to go; their exits are published first (contract 6.5, 4).
+    fn kill_the_rest(&self, entry: &Arc<Entry<S::Container>>) {
+        let (managed, entry) = (self.clone(), entry.clone());
+        self.0.workers.run(Place::Aside, move || {
+            if let Err(error) = managed.send_signal(&entry, "", Signal::KILL, true)
+                && error.code() != crate::Code::NotFound
+            {
+                log::warn!("cannot end the execs of container `{}`: {error}", entry.id);
+            }
+        });
+    }
+
+    /// Starts the init, or an exec; returns its pid.
+    pub(super) fn start_process(&self, id: &str, exec: &str) -> Result<u32> {
+        let entry = self.0.table.find(id)?;
+        if exec.is_empty() {
+            self.start_init(&entry).context(|| format!("cannot start container `{id}`"))
+        } else {
+            self.start_exec(&entry, exec)
+                .context(|| format!("cannot start exec `{exec}` of container `{id}`"))
+        }
+    }
+
+    fn start_init(&self, entry: &Arc<Entry<S::Container>>) -> Result<u32> {
+        let (stdio, created) = {
+            let mut processes = entry.processes();
+            processes.init.advance(Move::Start, Phase::Starting)?;
+            (processes.init.stdio.take().unwrap_or_default(), processes.init.running.clone())
+        };
+        let guard = self.0.context.supervisor()?.guard();
+        let started = author(|| entry.container()?.start(stdio));
+        let running = started.and_then(|started| self.resolve(started, created.as_ref(), &guard));
+        match running {
+            Ok(running) => Ok(self.started(entry, None, &running, created.is_some())),
+            Err(error) => {
+                let told = {
+                    let mut processes = entry.processes();
+                    processes.init.phase = Phase::Created;
+                    processes.settle(&self.0.events)
+                };
+                tell(told);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_exec(&self, entry: &Arc<Entry<S::Container>>, exec: &str) -> Result<u32> {
+        let (names, spec) = {
+            let mut processes = entry.processes();
+            let process = processes.begin_exec(exec)?;
+            (process.names.clone(), process.spec.clone().unwrap_or_default())
+        };
+        let run = || {
+            let supervisor = self.0.context.supervisor()?;
+            let guard = supervisor.guard();
+            let (streams, stdio) = Streams::open(&names, supervisor.main())?;
+            entry.processes().get(exec)?.connect(streams);
+            let request = Exec::new(self.0.context.clone(), &entry.id, exec, names.terminal, spec);
+            let started = author(|| entry.container()?.exec(&request, stdio))?;
+            self.resolve(started, None, &guard)
+        };
+        match run() {
+            Ok(running) => Ok(self.started(entry, Some(exec), &running, false)),
+            Err(error) => {
+                let told = {
+                    let mut processes = entry.processes();
+                    let mut told = processes.exec_failed(exec);
+                    told.extend(processes.settle(&self.0.events));
+                    told
+                };
+                tell(told);
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds what runs now.
+    fn resolve(
+        &self,
+        started: Started,
+        created: Option<&Arc<Running>>,
+        guard: &Guard,
+    ) -> Result<Arc<Running>> {
+        match started.into_kind() {
+            Kind::Running(running) => Ok(running),
+            Kind::Adopt(pid) => adopt(self.0.context.supervisor()?, guard, pid),
+            Kind::Created => created.cloned().ok_or_else(|| {
+                Error::internal("`start` returned `Started::created()`, but `create` made no process")
+            }),
+        }
+    }
+
+    /// Publishes a start, and with it an exit that was held for it. Returns the pid.
+    fn started(
+        &self,
+        entry: &Arc<Entry<S::Container>>,
+        exec: Option<&str>,
+        running: &Arc<Running>,
+        followed: bool,
+    ) -> u32 {
+        let pid = running.pid.unwrap_or_else(Pid::own).get();
+        if exec.is_none()
+            && !followed
+            && let Err(error) = record_init(entry, Some(running))
+        {
+            log::warn!("{error}");
+        }
+        let (told, too_late) = {
+            let mut processes = entry.processes();
+            if let Ok(process) = processes.get(exec.unwrap_or_default()) {
+                process.running = Some(running.clone());
+                process.pid = pid;
+                process.phase = Phase::Running;
+            }
+            self.0.events.started(&entry.id, exec, pid);
+            (processes.settle(&self.0.events), exec.is_some() && processes.init.is_over())
+        };
+        tell(told);
+        if !followed {
+            self.follow(entry, exec, running);
+        }
+        if too_late {
+            self.kill_the_rest(entry);
+        }
+        pid
+    }
+
+    /// Sends a signal to a process, or with `all` to every process of the container.
+    pub(super) fn send_signal(
+        &self,
+        entry: &Arc<Entry<S::Container>>,
+        exec: &str,
+        signal: Signal,
+        all: bool,
+    ) -> Result<()> {
+        let target = entry.processes().target(exec)?.with_all(all);
+        let container = entry.container()?;
+        author(|| container.kill(&target, signal))?;
+        if signal == Signal::KILL {
+            self.give_up_later(&target);
+        }
+        Ok(())
+    }
+
+    /// What can only be asked to stop, and does not, is reported as killed and left behind.
+    fn give_up_later(&self, target: &Target<'_>) {
+        let Ok(supervisor) = self.0.context.supervisor() else { return };
+        for exit in target.only_stopping() {
+            supervisor.main().post(move |events| {
+                events.after(GRACE, move |_| exit.set(Exit::now(128 + Signal::KILL.number() as u32)));
+            });
+        }
+    }
+
+    /// Deletes a container that has ended or was never started. Asked again, it gives the same answer.
+    pub(super) fn delete_container(&self, id: &str) -> Result<DeleteResponse> {
+        let entry = match self.0.table.find(id) {
+            Ok(entry) => entry,
+            Err(error) => return self.0.table.tombstone(id).ok_or(error),
+        };
+        let before = {
+            let mut processes = entry.processes();
+            let before = processes.init.phase;
+            processes.init.advance(Move::Delete, Phase::Deleting)?;
+            before
+        };
+        self.give_up(&entry, before)
+            .inspect_err(|_| entry.processes().init.phase = before)
+            .context(|| format!("cannot delete container `{id}`"))
+    }
+
+    fn give_up(&self, entry: &Arc<Entry<S::Container>>, before: Phase) -> Result<DeleteResponse> {
+        if before == Phase::Created {
+            end_unstarted(entry);
+        }
+        let (target, streams) = {
+            let mut processes = entry.processes();
+            processes.init.stdio = None;
+            (processes.target("")?, processes.init.streams.clone())
+        };
+        if let Some(streams) = streams {
+            streams.drain();
+        }
+        let container = entry.container()?;
+        author(|| container.delete(&target))?;
+        mount::unmount_all(&entry.bundle.rootfs())?;
+        let (answer, waiters, exit) = {
+            let processes = entry.processes();
+            let exit = processes.init.exit.unwrap_or(Exit::now(0));
+            self.0.events.deleted(&entry.id, processes.init.pid, exit);
+            (delete_response(processes.init.pid, exit), processes.init.waiters.clone(), exit)
+        };
+        self.0.table.bury(&entry.id, &answer);
+        // Only those are left who waited for a container that was never started.
+        waiters.answer(&wait_response(exit));
+        Ok(answer)
+    }
+
+    /// Deletes an exec that has ended or was never started. It has no event (contract 6.3).
+    pub(super) fn delete_exec(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let entry = self.0.table.find(id)?;
+        let (target, streams, before) = {
+            let mut processes = entry.processes();
+            let target = processes.target(exec)?;
+            let process = processes.get(exec)?;
+            let before = process.phase;
+            process.advance(Move::Delete, Phase::Deleting)?;
+            (target, process.streams.clone(), before)
+        };
+        if let Some(streams) = streams {
+            streams.drain();
+        }
+        let deleted = author(|| entry.container()?.delete(&target));
+        let mut processes = entry.processes();
+        if let Err(error) = deleted {
+            processes.get(exec)?.phase = before;
+            return Err(error).context(|| format!("cannot delete exec `{exec}` of container `{id}`"));
+        }
+        let process = processes.get(exec)?;
+        let exit = process.exit.unwrap_or(Exit::now(0));
+        let (answer, waiters) = (delete_response(process.pid, exit), process.waiters.clone());
+        processes.execs.remove(exec);
+        drop(processes);
+        // Only those are left who waited for an exec that was never started.
+        waiters.answer(&wait_response(exit));
+        Ok(answer)
+    }
+}
+
+/// Writes into the bundle whom a `delete` after our death may kill: the init, if it is a process.
+fn record_init<C>(entry: &Entry<C>, running: Option<&Running>) -> Result<()> {
+    let mut record = lock(&entry.record);
+    record.init = running.and_then(|running| running.pid).and_then(InitRecord::of);
+    entry.bundle.write_record(&record)
+}
+
+/// Ends a process that waits at its gate, and waits until its exit is published: it has a create event, so
+/// it has an exit event, before the delete event.
+fn end_unstarted<C>(entry: &Entry<C>) {
+    let running = entry.processes().init.running.clone();
+    let Some(running) = running else { return };
+    running.end();
+    if running.exit.wait_for(DEATH).is_none() {
+        log::warn!("the process of container `{}` does not die", entry.id);
+    }
+}
+
+fn delete_response(pid: u32, exit: Exit) -> DeleteResponse {
+    DeleteResponse {
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at)).into(),
+        ..DeleteResponse::default()
+    }
+}
+
+/// Claims a process that a runtime command left behind.
+fn adopt(supervisor: &Supervisor, guard: &Guard, pid: Pid) -> Result<Arc<Running>> {
+    Ok(Arc::new(Running::adopted(Supervisor::adopt(guard, pid)?, supervisor)))
+}
+
+/// Answers those who waited, once no lock is held.
+fn tell(told: Told) {
+    for (waiters, response) in told {
+        waiters.answer(&response);
+    }
+}

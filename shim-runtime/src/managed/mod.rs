@@ -1,0 +1,77 @@
+//! The lives of containers: which call is allowed when, which event follows which, who waits for what
+//! (contract 6). Author code is called from here and nowhere else, never with a lock held.
+
+mod events;
+mod lifecycle;
+mod processes;
+mod service;
+mod state;
+mod table;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use self::events::Events;
+use self::table::Table;
+use crate::api::{Context, Shim};
+use crate::error::{Error, Result};
+use crate::logger::panic_message;
+use crate::publisher::Publisher;
+use crate::server::{Lifetime, Workers};
+
+/// The runtime's own [`Task`](crate::Task): answers every RPC with the help of a [`Shim`] and its containers.
+///
+/// Its own calls (the kill of what is left when an init process ends, for example) do not pass through a
+/// `Task` that wraps it; behaviour that must hold on every path belongs in the [`Container`](crate::Container).
+pub struct Managed<S: Shim>(Arc<Inner<S>>);
+
+struct Inner<S: Shim> {
+    shim: S,
+    context: Context,
+    table: Table<S::Container>,
+    events: Events,
+    workers: Workers,
+    lifetime: Lifetime,
+}
+
+impl<S: Shim> Clone for Managed<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: Shim> Managed<S> {
+    pub(crate) fn new(
+        shim: S,
+        context: &Context,
+        publisher: &Publisher,
+        workers: &Workers,
+        lifetime: &Lifetime,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            shim,
+            context: context.clone(),
+            table: Table::default(),
+            events: Events::new(publisher.clone()),
+            workers: workers.clone(),
+            lifetime: lifetime.clone(),
+        }))
+    }
+
+    /// The shim itself.
+    pub fn shim(&self) -> &S {
+        &self.0.shim
+    }
+
+    /// Calls `with` with a container; `None` if there is none of this id.
+    pub fn with_container<R>(&self, id: &str, with: impl FnOnce(&S::Container) -> R) -> Option<R> {
+        self.0.table.find(id).ok()?.container.get().map(with)
+    }
+}
+
+/// Calls author code. A panic there is that call's error, and leaves no state behind half-changed.
+fn author<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        Err(Error::internal(format!("the runtime panicked: {}", panic_message(&*panic))))
+    })
+}

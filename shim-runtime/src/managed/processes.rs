@@ -1,0 +1,254 @@
+//! The processes of one container, and the order of their exits (contract 6.4, 6.5): an exit is held until
+//! its start was published, and the init's until those of all execs were.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::events::Events;
+use super::state::{Move, Phase};
+use crate::api::{Any, CreateTaskRequest, ExecProcessRequest, Running, StateResponse, Target, WaitResponse};
+use crate::error::{Error, Result};
+use crate::publisher::timestamp;
+use crate::server::Waiters;
+use crate::stdio::{Names, Stdio, Streams};
+use crate::types::{Exit, Pid};
+
+/// One process: the init, or an exec.
+pub(super) struct Process {
+    /// What messages call it.
+    what: String,
+    pub(super) phase: Phase,
+    pub(super) running: Option<Arc<Running>>,
+    /// As it is reported; 0 before there is one.
+    pub(super) pid: u32,
+    pub(super) names: Names,
+    pub(super) streams: Option<Arc<Streams>>,
+    /// The container's ends that author code has not taken.
+    pub(super) stdio: Option<Stdio>,
+    /// Of an exec.
+    pub(super) spec: Option<Any>,
+    /// `CloseIO` came before there was a stream to close.
+    input_closed: bool,
+    /// It has ended, which nobody was told yet.
+    ended: Option<Exit>,
+    /// It has ended, which was published.
+    pub(super) exit: Option<Exit>,
+    pub(super) waiters: Arc<Waiters<WaitResponse>>,
+}
+
+/// What to tell whom once the lock is given up.
+pub(super) type Told = Vec<(Arc<Waiters<WaitResponse>>, WaitResponse)>;
+
+impl Process {
+    fn new(what: String, phase: Phase, names: Names) -> Self {
+        Self {
+            what,
+            phase,
+            running: None,
+            pid: 0,
+            names,
+            streams: None,
+            stdio: None,
+            spec: None,
+            input_closed: false,
+            ended: None,
+            exit: None,
+            waiters: Arc::default(),
+        }
+    }
+
+    pub(super) fn check(&self, wanted: Move) -> Result<()> {
+        self.phase.check(wanted, &self.what)
+    }
+
+    /// Refuses the move, or goes on to `next`.
+    pub(super) fn advance(&mut self, wanted: Move, next: Phase) -> Result<()> {
+        self.check(wanted)?;
+        self.phase = next;
+        Ok(())
+    }
+
+    /// Its streams are open.
+    pub(super) fn connect(&mut self, streams: Streams) {
+        if self.input_closed {
+            streams.close_input();
+        }
+        self.streams = Some(Arc::new(streams));
+    }
+
+    /// Remembered if it comes before the stream is there (contract 5.3).
+    pub(super) fn close_input(&mut self) {
+        self.input_closed = true;
+        if let Some(streams) = &self.streams {
+            streams.close_input();
+        }
+    }
+
+    /// Whether it has ended, published or not.
+    pub(super) fn is_over(&self) -> bool {
+        self.exit.is_some() || self.ended.is_some()
+    }
+
+    /// Its end is published now; who waits for it is told by the caller.
+    fn publish_exit(&mut self, exit: Exit) -> (Arc<Waiters<WaitResponse>>, WaitResponse) {
+        self.exit = Some(exit);
+        // One that is being deleted before it was started stays so.
+        if self.phase != Phase::Deleting {
+            self.phase = Phase::Stopped;
+        }
+        if let Some(streams) = &self.streams {
+            streams.process_ended();
+        }
+        (self.waiters.clone(), wait_response(exit))
+    }
+
+    /// As State reports it.
+    pub(super) fn report(&self, id: &str, bundle: &str) -> StateResponse {
+        StateResponse {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            pid: self.pid,
+            status: self.phase.status().into(),
+            stdin: self.names.stdin.clone(),
+            stdout: self.names.stdout.clone(),
+            stderr: self.names.stderr.clone(),
+            terminal: self.names.terminal,
+            exit_status: self.exit.map_or(0, |exit| exit.status),
+            exited_at: self.exit.map(|exit| timestamp(exit.at)).into(),
+            ..StateResponse::default()
+        }
+    }
+}
+
+pub(super) fn wait_response(exit: Exit) -> WaitResponse {
+    WaitResponse {
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at)).into(),
+        ..WaitResponse::default()
+    }
+}
+
+/// All processes of a container.
+pub(super) struct Processes {
+    id: String,
+    pub(super) init: Process,
+    pub(super) execs: HashMap<String, Process>,
+}
+
+impl Processes {
+    pub(super) fn new(id: &str, request: &CreateTaskRequest) -> Self {
+        let names = Names {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let init = Process::new(format!("container `{id}`"), Phase::Creating, names);
+        Self { id: id.to_owned(), init, execs: HashMap::new() }
+    }
+
+    /// The process of that exec id, or the init for an empty one.
+    pub(super) fn get(&mut self, exec: &str) -> Result<&mut Process> {
+        if exec.is_empty() {
+            return Ok(&mut self.init);
+        }
+        let id = &self.id;
+        self.execs
+            .get_mut(exec)
+            .ok_or_else(|| Error::not_found(format!("no exec `{exec}` in container `{id}`")))
+    }
+
+    /// Adds an exec, to be started later.
+    pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
+        self.init.check(Move::Exec)?;
+        let exec = request.exec_id;
+        if self.execs.contains_key(&exec) {
+            return Err(Error::already_exists(format!("exec `{exec}` exists in container `{}`", self.id)));
+        }
+        let names = Names {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        let what = format!("exec `{exec}` of container `{}`", self.id);
+        let mut process = Process::new(what, Phase::Created, names);
+        process.spec = Some(request.spec.into_option().unwrap_or_default());
+        self.execs.insert(exec, process);
+        Ok(())
+    }
+
+    /// Begins to start an exec, which needs a container that runs.
+    pub(super) fn begin_exec(&mut self, exec: &str) -> Result<&mut Process> {
+        if self.init.is_over() || self.init.phase != Phase::Running {
+            let init = if self.init.is_over() { Phase::Stopped } else { self.init.phase };
+            return Err(match init.check(Move::Observe, &self.init.what) {
+                Err(error) => error.with_code(crate::Code::FailedPrecondition),
+                Ok(()) => Error::failed_precondition(format!("{} does not run now", self.init.what)),
+            });
+        }
+        let process = self.get(exec)?;
+        process.advance(Move::Start, Phase::Starting)?;
+        Ok(process)
+    }
+
+    /// A process has ended. Returns whether execs are left that must now end too.
+    pub(super) fn ended(&mut self, exec: Option<&str>, exit: Exit) -> bool {
+        let Ok(process) = self.get(exec.unwrap_or_default()) else { return false };
+        if process.is_over() {
+            return false;
+        }
+        process.ended = Some(exit);
+        exec.is_none() && self.execs.values().any(|exec| exec.phase.is_live() && !exec.is_over())
+    }
+
+    /// Publishes the exits that nothing holds back any more, in their order.
+    pub(super) fn settle(&mut self, events: &Events) -> Told {
+        let mut told = Told::new();
+        for (exec, process) in &mut self.execs {
+            if let Some(exit) = process.ended.filter(|_| process.phase != Phase::Starting) {
+                process.ended = None;
+                events.exited(&self.id, Some(exec), process.pid, exit);
+                told.push(process.publish_exit(exit));
+            }
+        }
+        let held = matches!(self.init.phase, Phase::Creating | Phase::Starting)
+            || self.execs.values().any(|exec| exec.phase.is_live());
+        if let Some(exit) = self.init.ended.filter(|_| !held) {
+            self.init.ended = None;
+            events.exited(&self.id, None, self.init.pid, exit);
+            told.push(self.init.publish_exit(exit));
+        }
+        told
+    }
+
+    /// An exec could not be started: who waits for it is told, but it never ran, so there is no event.
+    pub(super) fn exec_failed(&mut self, exec: &str) -> Told {
+        let Ok(process) = self.get(exec) else { return Told::new() };
+        let mut told = Told::new();
+        let exit = Exit::now(255);
+        told.push(process.publish_exit(exit));
+        process.ended = None;
+        process.phase = Phase::Created;
+        told
+    }
+
+    /// The process of that exec id, and with it all others that run, for author code.
+    pub(super) fn target<'a>(&mut self, exec: &'a str) -> Result<Target<'a>> {
+        let running = self.get(exec)?.running.clone();
+        let others = if exec.is_empty() {
+            let live = self.execs.values().filter(|exec| exec.phase.is_live());
+            live.filter_map(|exec| exec.running.clone()).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Target::new(Some(exec).filter(|exec| !exec.is_empty()), running, others))
+    }
+
+    /// Which exec a process id belongs to.
+    pub(super) fn exec_of(&self, pid: Pid) -> Option<&str> {
+        let found =
+            self.execs.iter().find(|(_, process)| process.phase.is_live() && process.pid == pid.get());
+        found.map(|(exec, _)| exec.as_str())
+    }
+}

@@ -1,0 +1,109 @@
+//! The containers of a shim by id, and what is remembered of those that were deleted.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use super::processes::Processes;
+use crate::api::{CreateTaskRequest, DeleteResponse};
+use crate::bundle::{Bundle, Record};
+use crate::error::{Error, Result};
+use crate::reaper::lock;
+use crate::server::Hold;
+
+/// How many deletions are remembered, for callers that did not get their answer.
+const TOMBSTONES: usize = 256;
+
+/// A container and its processes.
+pub(super) struct Entry<C> {
+    pub(super) id: String,
+    pub(super) bundle: Bundle,
+    /// Set once author code has made it.
+    pub(super) container: OnceLock<C>,
+    processes: Mutex<Processes>,
+    /// What the bundle tells after our death.
+    pub(super) record: Mutex<Record>,
+    _hold: Hold,
+}
+
+impl<C> Entry<C> {
+    /// Locked for look-ups and changes of state, never across a system call that may block.
+    pub(super) fn processes(&self) -> MutexGuard<'_, Processes> {
+        lock(&self.processes)
+    }
+
+    /// The author's container, which exists once Create has been answered.
+    pub(super) fn container(&self) -> Result<&C> {
+        self.container
+            .get()
+            .ok_or_else(|| Error::not_found(format!("container `{}` is being created", self.id)))
+    }
+}
+
+/// See the module.
+pub(super) struct Table<C> {
+    state: Mutex<State<C>>,
+}
+
+struct State<C> {
+    entries: HashMap<String, Arc<Entry<C>>>,
+    tombstones: VecDeque<(String, DeleteResponse)>,
+}
+
+impl<C> Default for Table<C> {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { entries: HashMap::new(), tombstones: VecDeque::new() }) }
+    }
+}
+
+impl<C> Table<C> {
+    /// Takes the id of a container that is about to be created. An earlier one of the same id is forgotten.
+    pub(super) fn reserve(&self, request: &CreateTaskRequest, hold: Hold) -> Result<Arc<Entry<C>>> {
+        let id = &request.id;
+        let mut state = lock(&self.state);
+        if state.entries.contains_key(id) {
+            return Err(Error::already_exists(format!("container `{id}` exists")));
+        }
+        state.tombstones.retain(|(known, _)| known != id);
+        let entry = Arc::new(Entry {
+            id: id.clone(),
+            bundle: Bundle::new(&request.bundle),
+            container: OnceLock::new(),
+            processes: Mutex::new(Processes::new(id, request)),
+            record: Mutex::default(),
+            _hold: hold,
+        });
+        state.entries.insert(id.clone(), entry.clone());
+        Ok(entry)
+    }
+
+    pub(super) fn find(&self, id: &str) -> Result<Arc<Entry<C>>> {
+        let found = lock(&self.state).entries.get(id).cloned();
+        found.ok_or_else(|| Error::not_found(format!("no container `{id}`")))
+    }
+
+    /// Forgets a container that was never finished.
+    pub(super) fn forget(&self, id: &str) {
+        let forgotten = lock(&self.state).entries.remove(id);
+        drop(forgotten);
+    }
+
+    /// Forgets a container but for the answer to its Delete (contract 6.5, 10 and 11).
+    pub(super) fn bury(&self, id: &str, answer: &DeleteResponse) {
+        let forgotten = {
+            let mut state = lock(&self.state);
+            if state.tombstones.len() == TOMBSTONES {
+                state.tombstones.pop_front();
+            }
+            state.tombstones.push_back((id.to_owned(), answer.clone()));
+            state.entries.remove(id)
+        };
+        drop(forgotten);
+    }
+
+    /// The answer to the Delete of a container that is gone.
+    pub(super) fn tombstone(&self, id: &str) -> Option<DeleteResponse> {
+        let state = lock(&self.state);
+        let found = state.tombstones.iter().rev().find(|(known, _)| known == id);
+        found.map(|(_, answer)| answer.clone())
+    }
+}

@@ -1,0 +1,83 @@
+//! `delete`: after every container, and after a shim's death (contract 2.6). Quick, repeatable, and no harm to
+//! a group that lives; it tells the exit that the dead shim had seen.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::getpgid;
+use protobuf::Message;
+
+use super::main_loop::run_supervised;
+use super::start;
+use crate::api::{Context, DeleteResponse};
+use crate::args::Args;
+use crate::bootstrap::Told;
+use crate::bundle::{Bundle, InitRecord};
+use crate::entry::Entry;
+use crate::error::{Error, Result, WithContext};
+use crate::level::Level;
+use crate::mount;
+use crate::publisher::timestamp;
+use crate::socket::Socket;
+use crate::sys;
+use crate::types::{Exit, Signal};
+
+/// How long a killed init may take to go, in milliseconds; containerd gives the whole action 5 s.
+const DEATH_LIMIT: u16 = 2000;
+
+/// Returns the answer to print.
+pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
+    let cwd = std::env::current_dir().context(|| "cannot find the bundle, the working directory");
+    let path = args.bundle.clone().map_or(cwd, Ok)?;
+    let bundle = Bundle::new(path.clone());
+    let record = bundle.record();
+    if !group_lives(&bundle)?
+        && record.exit.is_none()
+        && let Some(init) = &record.init
+    {
+        end(init);
+    }
+    let told = cleanup::<S>(args, path)?;
+    mount::unmount_all(&bundle.rootfs())?;
+    let known = record.exit.map(Exit::from).or(told);
+    // Killed, as far as anybody can tell; what Go's shim always says.
+    let exit = known.unwrap_or_else(|| Exit::now(128 + Signal::KILL.number() as u32));
+    let answer = DeleteResponse {
+        pid: record.init.map_or(0, |init| init.pid),
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at)).into(),
+        ..DeleteResponse::default()
+    };
+    answer.write_to_bytes().map_err(|error| Error::internal(error.to_string()))
+}
+
+/// Whether the shim that the bundle names still serves its group. If not, its socket is removed.
+fn group_lives(bundle: &Bundle) -> Result<bool> {
+    let address = std::fs::read_to_string(bundle.path().join("address"));
+    match address.ok().and_then(|address| Socket::from_address(&address)) {
+        Some(socket) => socket.remove_if_dead(),
+        None => Ok(false),
+    }
+}
+
+/// Kills an init whose shim is gone, and waits for its end. Never a process that merely has its pid.
+fn end(init: &InitRecord) {
+    let Some(pid) = init.living() else { return };
+    // Opened between two looks at the process, the descriptor is surely of it.
+    let Ok(process) = sys::watch_process(pid) else { return };
+    if init.living() != Some(pid) {
+        return;
+    }
+    let leads =
+        getpgid(Some(nix::unistd::Pid::from_raw(pid.raw()))).is_ok_and(|group| group.as_raw() == pid.raw());
+    let _ = if leads { sys::kill_group(pid, Signal::KILL) } else { sys::kill(pid, Signal::KILL) };
+    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DEATH_LIMIT));
+}
+
+/// The author's part.
+fn cleanup<S: Entry>(args: &Args, bundle: PathBuf) -> Result<Option<Exit>> {
+    let told = Told::parse(&[], &args.id, &args.namespace)?;
+    let setup = start::setup(args, told, bundle);
+    run_supervised(move |supervisor| S::Level::cleanup(&Context::new(setup, Some(supervisor), None)))
+}

@@ -1,0 +1,242 @@
+//! The server: a long life on the main thread's loop, from `start` until the shim is shut down (contract 9.2).
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::main_loop::{on_signal, supervising};
+use super::start::{self, LISTENER, READY};
+use super::stderr;
+use crate::api::Context;
+use crate::args::Args;
+use crate::bootstrap::Told;
+use crate::entry::{Config, Entry};
+use crate::error::{Error, Result, WithContext};
+use crate::event_loop::EventLoop;
+use crate::level::{Level, Parts};
+use crate::logger;
+use crate::publisher::Publisher;
+use crate::reaper::lock;
+use crate::server::{Lifetime, Listener, Registry, Server, Workers};
+use crate::socket::{Claim, Socket};
+use crate::spawn::Supervisor;
+use crate::sys;
+use crate::types::Signal;
+
+/// How long the end waits for containerd to take the last events.
+const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+
+/// What the server begins with.
+struct Beginning {
+    listener: UnixListener,
+    socket: Socket,
+    told: Told,
+    /// Who started it; nobody when it was started by hand.
+    starter: Option<UnixStream>,
+}
+
+/// Serves until the end. A failure to begin is told to `start`.
+pub(super) fn serve<S: Entry>(args: &Args) -> Result<()> {
+    let starter =
+        args.handoff.map(sys::take_inherited).transpose().context(|| "`-handoff` is for `start` alone")?;
+    let starter = starter.map(UnixStream::from);
+    let told = starter.as_ref().map(UnixStream::try_clone).transpose()?;
+    begin(args, starter).and_then(|beginning| serve_from::<S>(args, beginning)).inspect_err(|error| {
+        if let Some(mut starter) = told {
+            let _ = write!(starter, "{error}");
+        }
+    })
+}
+
+fn begin(args: &Args, starter: Option<UnixStream>) -> Result<Beginning> {
+    if let Some(starter) = starter {
+        let listener = sys::take_inherited(LISTENER).context(|| "the listening socket was not passed on")?;
+        let (handoff, input) = start::receive_handoff(&starter)?;
+        let told = Told::parse(&input, &args.id, &args.namespace)?;
+        let socket = Socket::at(handoff.socket)?;
+        return Ok(Beginning { listener: listener.into(), socket, told, starter: Some(starter) });
+    }
+    let Some(path) = &args.socket else {
+        let message = "nobody passed a socket on: say `start`, or `-socket PATH` to serve in the foreground";
+        return Err(Error::invalid_argument(message));
+    };
+    let socket = Socket::at(std::path::absolute(path)?)?;
+    match socket.claim()? {
+        Claim::Bound(listener) => Ok(Beginning {
+            listener,
+            socket,
+            told: Told::parse(&[], &args.id, &args.namespace)?,
+            starter: None,
+        }),
+        Claim::Taken(_) => {
+            let path = socket.path().display();
+            Err(Error::already_exists(format!("a shim listens on `{path}` already")))
+        }
+    }
+}
+
+fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
+    let Beginning { listener, socket, told, starter } = beginning;
+    let bundle = std::env::current_dir().context(|| "cannot find the bundle, the working directory")?;
+    let setup = start::setup(args, told, bundle);
+    if setup.ttrpc_address.is_empty() {
+        let message =
+            "events have nowhere to go: neither `TTRPC_ADDRESS` nor the input names containerd's socket";
+        return Err(Error::invalid_argument(message));
+    }
+    let in_foreground = starter.is_none();
+    open_log(&S::CONFIG, &setup.bundle, setup.debug, in_foreground)?;
+    let publisher = Publisher::new(&setup.ttrpc_address, &setup.namespace);
+    let (mut events, supervisor) = supervising()?;
+    if !in_foreground {
+        stderr::forward(&mut events)?;
+    }
+    let lifetime = Lifetime::new(events.handle());
+    let context = Context::new(setup, Some(supervisor.clone()), Some(lifetime.clone()));
+    let server = Arc::new(Server {
+        context,
+        registry: std::sync::OnceLock::new(),
+        workers: Workers::default(),
+        lifetime,
+        publisher,
+    });
+    handle_signals(&S::CONFIG, &server, &supervisor, &socket, &mut events)?;
+    let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
+    let ran = events.run();
+    let left = server.publisher.flush(FLUSH_LIMIT);
+    if left > 0 {
+        log::error!("{left} events were left behind: containerd did not take them");
+    }
+    let failed = lock(&failure).take();
+    ran.and(failed.map_or(Ok(()), Err))
+}
+
+fn open_log(config: &Config, bundle: &Path, debug: bool, in_foreground: bool) -> Result<()> {
+    if in_foreground {
+        return logger::init_on_stderr(config.runtime, debug);
+    }
+    logger::init(&bundle.join("log"), config.runtime, debug)?;
+    logger::log_panics();
+    // The bundle goes with its container, which a group may outlive (contract 9.2).
+    std::env::set_current_dir("/").context(|| "cannot change into `/`")
+}
+
+/// Runs the author's constructor on a thread of its own, then opens for business and says so. What goes wrong
+/// is left in the returned place, and ends the loop.
+fn open_when_ready<S: Entry>(
+    server: &Arc<Server>,
+    listener: UnixListener,
+    socket: Socket,
+    starter: Option<UnixStream>,
+    events: &EventLoop,
+) -> Arc<Mutex<Option<Error>>> {
+    let failure = Arc::new(Mutex::new(None));
+    let (failed, server, main) = (failure.clone(), server.clone(), events.handle());
+    let construct = move || {
+        let registry = construct::<S>(&server);
+        main.post(move |events| {
+            let opened = registry.and_then(|registry| {
+                let _ = server.registry.set(registry);
+                open(&server, listener, socket, starter, events)
+            });
+            if let Err(error) = opened {
+                *lock(&failed) = Some(error);
+                events.stop();
+            }
+        });
+    };
+    let spawned = std::thread::Builder::new().name("constructor".to_owned()).spawn(construct);
+    if let Err(error) = spawned {
+        *lock(&failure) = Some(error.into());
+        events.handle().post(EventLoop::stop);
+    }
+    failure
+}
+
+fn construct<S: Entry>(server: &Server) -> Result<Registry> {
+    let mut registry = Registry::default();
+    let parts = Parts {
+        context: &server.context,
+        publisher: &server.publisher,
+        workers: &server.workers,
+        lifetime: &server.lifetime,
+    };
+    let constructed = std::panic::AssertUnwindSafe(|| S::Level::serve(&parts, &mut registry));
+    std::panic::catch_unwind(constructed).unwrap_or_else(|panic| {
+        Err(Error::internal(format!("the shim panicked: {}", logger::panic_message(&*panic))))
+    })?;
+    Ok(registry)
+}
+
+fn open(
+    server: &Arc<Server>,
+    listener: UnixListener,
+    socket: Socket,
+    starter: Option<UnixStream>,
+    events: &mut EventLoop,
+) -> Result<()> {
+    // A second descriptor of the same socket, to see from outside of the loop whether somebody waits.
+    let backlog = listener.try_clone()?;
+    Listener::listen(listener, server.clone(), events)?;
+    // Shut down, not dropped: the end of the talk is what `start` waits for, and an error path has a copy.
+    if let Some(mut starter) = starter
+        && let Err(error) = starter.write_all(READY).and_then(|()| starter.shutdown(Shutdown::Both))
+    {
+        // Nobody will tell containerd of this server.
+        socket.retire(|| false)?;
+        return Err(error).context(|| "the `start` of this server is gone");
+    }
+    server.lifetime.begin(events, move || leave(&socket, &backlog));
+    Ok(())
+}
+
+/// Takes the socket away, unless somebody has connected whom the loop has not seen yet.
+fn leave(socket: &Socket, backlog: &UnixListener) -> bool {
+    socket.retire(|| Listener::has_backlog(backlog)).unwrap_or_else(|error| {
+        log::error!("{error}");
+        true
+    })
+}
+
+fn handle_signals(
+    config: &Config,
+    server: &Arc<Server>,
+    supervisor: &Supervisor,
+    socket: &Socket,
+    events: &mut EventLoop,
+) -> Result<()> {
+    let ends = |signal: Signal| config.shutdown_on.contains(&signal);
+    for signal in [Signal::HUP, Signal::INT] {
+        if !ends(signal) {
+            sys::ignore_signal(signal);
+        }
+    }
+    // A shim that ignores SIGTERM holds up the machine's shutdown (contract 9.2), so it always ends by it.
+    let term = [Signal::TERM].into_iter().filter(|signal| !ends(*signal));
+    for signal in config.shutdown_on.iter().copied().chain(term) {
+        let socket = socket.clone();
+        on_signal(signal.number(), events, move |events| {
+            log::info!("ending on {signal}");
+            if let Err(error) = socket.retire(|| false) {
+                log::error!("{error}");
+            }
+            events.stop();
+        })?;
+    }
+    let (server, supervisor) = (server.clone(), supervisor.clone());
+    on_signal(libc::SIGUSR1, events, move |_| report(&server, &supervisor))
+}
+
+/// What the shim holds, for whoever asks by SIGUSR1.
+fn report(server: &Server, supervisor: &Supervisor) {
+    let (threads, waiting) = server.workers.load();
+    log::info!(
+        "holds {}; {} child processes, {threads} workers, {waiting} calls waiting for one, {} events unsent",
+        server.lifetime,
+        supervisor.reaper.len(),
+        server.publisher.len(),
+    );
+}

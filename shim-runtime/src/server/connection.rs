@@ -1,0 +1,439 @@
+//! One client's connection: cuts what arrives into calls, and sends answers without ever waiting for the
+//! client to read them. Owned by the loop; the half that answers is shared with whoever answers.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use protobuf::Message;
+use ttrpc::proto::{FLAG_REMOTE_OPEN, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, Request};
+
+use super::Shared;
+use super::service::Incoming;
+use crate::error::{Error, Result};
+use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
+use crate::reaper::lock;
+use crate::wire::{Decoder, Frame, Header, MAX_PAYLOAD, response_frame};
+
+/// Reading stops while more than this is unsent: a client that does not read is not served.
+const UNSENT_LIMIT: usize = 256 << 10;
+/// How many calls of one connection may be unanswered; parked ones are counted apart.
+const CALLS_LIMIT: usize = 1024;
+/// How many calls of one connection may be parked.
+const PARKED_LIMIT: usize = 4096;
+/// How much is read at a time, and how often before others have their turn.
+const CHUNK: usize = 16 << 10;
+const CHUNKS_PER_TURN: usize = 4;
+
+/// The loop's half: what arrives.
+pub(crate) struct Connection {
+    peer: Arc<Peer>,
+    server: Shared,
+    decoder: Decoder,
+    last_stream: u32,
+    used: bool,
+    watched: Ready,
+}
+
+impl Connection {
+    /// Serves a client that was accepted and may be served.
+    pub(crate) fn serve(socket: UnixStream, server: &Shared, events: &mut EventLoop) -> Result<Token> {
+        socket.set_nonblocking(true)?;
+        let token = events.add(|token, events| {
+            let watched = Ready::EPOLLIN | Ready::EPOLLRDHUP;
+            events.watch(&socket, token, watched)?;
+            let peer = Arc::new(Peer::new(socket, token, events.handle()));
+            let (server, decoder) = (server.clone(), Decoder::default());
+            Ok(Box::new(Self { peer, server, decoder, last_stream: 0, used: false, watched }))
+        })?;
+        server.lifetime.connected();
+        Ok(token)
+    }
+
+    /// Takes what has arrived; false at the connection's end.
+    fn read(&mut self, events: &mut EventLoop) -> bool {
+        let mut chunk = [0; CHUNK];
+        for _ in 0..CHUNKS_PER_TURN {
+            if self.peer.is_congested() {
+                break;
+            }
+            match (&self.peer.socket).read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    self.take(&chunk[..count], events);
+                    if count < chunk.len() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, bytes: &[u8], events: &mut EventLoop) {
+        let mut decoder = std::mem::take(&mut self.decoder);
+        // Answers to a burst of calls leave in one write.
+        self.peer.cork();
+        decoder.feed(bytes, |frame| match frame {
+            Frame::Whole(header, payload) => self.frame(header, payload, events),
+            Frame::Oversized(header) => self.oversized(header),
+        });
+        self.decoder = decoder;
+        self.peer.uncork();
+    }
+
+    fn oversized(&mut self, header: Header) {
+        if header.kind == MESSAGE_TYPE_REQUEST {
+            let message = format!("message of {} bytes exceeds the limit of {MAX_PAYLOAD}", header.length);
+            self.refuse(header.stream, &Error::resource_exhausted(message));
+            self.last_stream = self.last_stream.max(header.stream);
+        }
+    }
+
+    fn frame(&mut self, header: Header, payload: &[u8], events: &mut EventLoop) {
+        if !self.used {
+            self.used = true;
+            self.server.lifetime.used();
+        }
+        match header.kind {
+            MESSAGE_TYPE_REQUEST => {
+                if let Err(error) = self.request(header, payload, events) {
+                    self.refuse(header.stream, &error);
+                }
+            }
+            // Data belongs to a stream, and no method here opens one.
+            MESSAGE_TYPE_DATA => {
+                self.refuse(header.stream, &Error::invalid_argument(format!("no stream {}", header.stream)));
+            }
+            _ => {}
+        }
+    }
+
+    fn request(&mut self, header: Header, payload: &[u8], events: &mut EventLoop) -> Result<()> {
+        self.check_stream(header)?;
+        let request = Request::parse_from_bytes(payload)
+            .map_err(|error| Error::invalid_argument(format!("cannot understand the request: {error}")))?;
+        let registry = self.server.registry.get();
+        let Some(service) = registry.and_then(|registry| registry.find(&request.service)) else {
+            return Err(Error::unimplemented(format!("service {}", request.service)));
+        };
+        if self.peer.open_calls() >= CALLS_LIMIT {
+            return Err(Error::resource_exhausted(format!(
+                "{CALLS_LIMIT} calls of this connection are unanswered"
+            )));
+        }
+        let incoming = Incoming {
+            server: &self.server,
+            peer: &self.peer,
+            stream: header.stream,
+            method: &request.method,
+            payload: &request.payload,
+            deadline: deadline(request.timeout_nano)?,
+            metadata: request.metadata,
+        };
+        self.server.lifetime.note(&incoming, events);
+        service.handle(incoming);
+        Ok(())
+    }
+
+    /// A client's streams are odd and only grow.
+    fn check_stream(&mut self, header: Header) -> Result<()> {
+        let stream = header.stream;
+        if stream.is_multiple_of(2) || stream <= self.last_stream {
+            let last = self.last_stream;
+            let message = format!("stream {stream} is no new odd number; the last was {last}");
+            return Err(Error::invalid_argument(message));
+        }
+        self.last_stream = stream;
+        if header.flags & FLAG_REMOTE_OPEN != 0 {
+            return Err(Error::unimplemented("streaming calls"));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, stream: u32, error: &Error) {
+        self.peer.send(&response_frame(stream, Err(error)));
+    }
+
+    /// Watches for what the connection can use now.
+    fn rewatch(&mut self, events: &mut EventLoop) {
+        let mut wanted = Ready::EPOLLRDHUP;
+        wanted.set(Ready::EPOLLIN, !self.peer.is_congested());
+        wanted.set(Ready::EPOLLOUT, self.peer.has_unsent());
+        if wanted != self.watched {
+            events.rewatch(&self.peer.socket, self.peer.token, wanted);
+            self.watched = wanted;
+        }
+    }
+}
+
+/// When a call's caller gives up. No time at all means never; a time before now has come.
+fn deadline(timeout_nano: i64) -> Result<Option<Instant>> {
+    match u64::try_from(timeout_nano) {
+        Ok(0) => Ok(None),
+        Ok(nanos) => Ok(Instant::now().checked_add(Duration::from_nanos(nanos))),
+        Err(_) => Err(Error::deadline_exceeded("the call's deadline had passed before it arrived")),
+    }
+}
+
+impl Source for Connection {
+    fn ready(&mut self, _: Token, ready: Ready, events: &mut EventLoop) -> Next {
+        if ready.contains(Ready::EPOLLOUT) {
+            self.peer.flush();
+        }
+        let hung_up = ready.intersects(Ready::EPOLLRDHUP | Ready::EPOLLHUP | Ready::EPOLLERR);
+        let readable = ready.contains(Ready::EPOLLIN) && !self.peer.is_congested();
+        // What arrived before a hang-up is still taken; the read then ends with the end of the stream.
+        if (readable && !self.read(events)) || (hung_up && !readable) || self.peer.is_closed() {
+            return Next::Close;
+        }
+        self.rewatch(events);
+        Next::Keep
+    }
+
+    fn close(&mut self, events: &mut EventLoop) {
+        events.unwatch(&self.peer.socket);
+        self.peer.hang_up();
+        self.server.lifetime.disconnected(events);
+    }
+}
+
+/// The answering half.
+pub(crate) struct Peer {
+    socket: UnixStream,
+    token: Token,
+    main: Handle,
+    outbox: Mutex<Outbox>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Outbox {
+    unsent: Vec<u8>,
+    /// How much of `unsent` has left.
+    sent: usize,
+    corked: bool,
+    closed: bool,
+}
+
+/// The calls that were not answered where they were read.
+#[derive(Default)]
+struct Calls {
+    open: HashMap<u32, OpenCall>,
+    parked: usize,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct OpenCall {
+    cancelled: Arc<AtomicBool>,
+    parked: bool,
+    timer: Option<Timer>,
+    /// Takes the parked answer out of where it waits.
+    dropped: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Peer {
+    fn new(socket: UnixStream, token: Token, main: Handle) -> Self {
+        Self { socket, token, main, outbox: Mutex::default(), calls: Mutex::default() }
+    }
+
+    /// Notes a call that will be answered later; the flag tells when its caller is gone.
+    pub(crate) fn open(&self, stream: u32) -> Arc<AtomicBool> {
+        let call = OpenCall::default();
+        let cancelled = call.cancelled.clone();
+        lock(&self.calls).open.insert(stream, call);
+        cancelled
+    }
+
+    /// Notes a call whose answer will be put aside, for at most until `deadline`.
+    pub(crate) fn open_parked(self: &Arc<Self>, stream: u32, deadline: Option<Instant>) -> Result<()> {
+        let mut calls = lock(&self.calls);
+        if calls.parked >= PARKED_LIMIT {
+            return Err(Error::resource_exhausted(format!(
+                "{PARKED_LIMIT} calls of this connection wait already"
+            )));
+        }
+        calls.parked += 1;
+        calls.open.insert(stream, OpenCall { parked: true, ..OpenCall::default() });
+        drop(calls);
+        if let Some(deadline) = deadline {
+            let peer = Arc::downgrade(self);
+            self.main.post(move |events| {
+                let Some(peer) = peer.upgrade() else { return };
+                let left = deadline.saturating_duration_since(Instant::now());
+                let expiring = Arc::downgrade(&peer);
+                let timer = events.after(left, move |_| {
+                    if let Some(peer) = expiring.upgrade() {
+                        peer.expire(stream);
+                    }
+                });
+                peer.set_timer(stream, timer, events);
+            });
+        }
+        Ok(())
+    }
+
+    fn set_timer(&self, stream: u32, timer: Timer, events: &mut EventLoop) {
+        match lock(&self.calls).open.get_mut(&stream) {
+            Some(call) => call.timer = Some(timer),
+            None => events.cancel(timer),
+        }
+    }
+
+    fn expire(&self, stream: u32) {
+        let dropped = lock(&self.calls).open.get_mut(&stream).and_then(|call| call.dropped.take());
+        self.finish(stream, Err(Error::deadline_exceeded("the call's deadline passed while it waited")));
+        if let Some(dropped) = dropped {
+            dropped();
+        }
+    }
+
+    /// Has `dropped` called when nobody waits for a parked answer any more, at once if that is so already.
+    pub(crate) fn when_dropped(&self, stream: u32, dropped: impl FnOnce() + Send + 'static) {
+        if let Some(call) = lock(&self.calls).open.get_mut(&stream) {
+            call.dropped = Some(Box::new(dropped));
+            return;
+        }
+        dropped();
+    }
+
+    /// Whether a call still waits for its answer.
+    pub(crate) fn expects(&self, stream: u32) -> bool {
+        lock(&self.calls).open.contains_key(&stream)
+    }
+
+    fn open_calls(&self) -> usize {
+        let calls = lock(&self.calls);
+        calls.open.len() - calls.parked
+    }
+
+    /// Answers an open call, unless that was done or its caller is gone.
+    pub(crate) fn finish(&self, stream: u32, result: Result<Vec<u8>>) {
+        let call = {
+            let mut calls = lock(&self.calls);
+            let Some(call) = calls.open.remove(&stream) else { return };
+            calls.parked -= usize::from(call.parked);
+            call
+        };
+        if let Some(timer) = call.timer {
+            self.main.post(move |events| events.cancel(timer));
+        }
+        self.answer(stream, result);
+    }
+
+    /// Answers a call that was never noted as open.
+    pub(crate) fn answer(&self, stream: u32, result: Result<Vec<u8>>) {
+        self.send(&match result {
+            Ok(payload) => response_frame(stream, Ok(payload)),
+            Err(error) => response_frame(stream, Err(&error)),
+        });
+    }
+
+    /// Sends what the socket takes now, and leaves the rest to the loop.
+    fn send(&self, bytes: &[u8]) {
+        let mut outbox = lock(&self.outbox);
+        if outbox.closed {
+            return;
+        }
+        let had_unsent = !outbox.unsent.is_empty();
+        let sent = if had_unsent || outbox.corked { 0 } else { self.write(&mut outbox, bytes) };
+        if sent < bytes.len() {
+            outbox.unsent.extend_from_slice(&bytes[sent..]);
+            if !had_unsent && !outbox.corked {
+                self.ask_for_turn();
+            }
+        }
+    }
+
+    /// Has the loop look at the connection again, which then watches for room.
+    fn ask_for_turn(&self) {
+        let token = self.token;
+        self.main.post(move |events| events.poke(token, Ready::empty()));
+    }
+
+    fn write(&self, outbox: &mut Outbox, bytes: &[u8]) -> usize {
+        loop {
+            match (&self.socket).write(bytes) {
+                Ok(count) => return count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return 0,
+                Err(_) => {
+                    outbox.closed = true;
+                    return bytes.len();
+                }
+            }
+        }
+    }
+
+    fn cork(&self) {
+        lock(&self.outbox).corked = true;
+    }
+
+    fn uncork(&self) {
+        lock(&self.outbox).corked = false;
+        self.flush();
+    }
+
+    fn flush(&self) {
+        let mut outbox = lock(&self.outbox);
+        let pending = std::mem::take(&mut outbox.unsent);
+        let mut sent = outbox.sent;
+        while sent < pending.len() && !outbox.closed {
+            match self.write(&mut outbox, &pending[sent..]) {
+                0 => break,
+                count => sent += count,
+            }
+        }
+        if sent < pending.len() && !outbox.closed {
+            outbox.unsent = pending;
+            outbox.sent = sent;
+        } else {
+            // Small buffers are kept for the next burst, large ones given back.
+            outbox.sent = 0;
+            if pending.capacity() <= CHUNK {
+                outbox.unsent = pending;
+                outbox.unsent.clear();
+            }
+        }
+    }
+
+    fn has_unsent(&self) -> bool {
+        !lock(&self.outbox).unsent.is_empty()
+    }
+
+    fn is_congested(&self) -> bool {
+        let outbox = lock(&self.outbox);
+        outbox.unsent.len() - outbox.sent > UNSENT_LIMIT
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.outbox).closed
+    }
+
+    /// The client is gone: running calls are told, parked ones dropped.
+    fn hang_up(&self) {
+        *lock(&self.outbox) = Outbox { closed: true, ..Outbox::default() };
+        let open = {
+            let mut calls = lock(&self.calls);
+            calls.closed = true;
+            calls.parked = 0;
+            std::mem::take(&mut calls.open)
+        };
+        for call in open.into_values() {
+            call.cancelled.store(true, Ordering::Relaxed);
+            if let Some(timer) = call.timer {
+                self.main.post(move |events| events.cancel(timer));
+            }
+            if let Some(dropped) = call.dropped {
+                dropped();
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Which RPC of the task service runs where. Version 2 and 3 differ in the service's name alone
+//! (contract 6), so both names lead here.
+
+use std::sync::Arc;
+
+use protobuf::Message;
+
+use super::reply::{Reply, encode};
+use super::service::{Incoming, Service};
+use super::{Place, Registry};
+use crate::api::{
+    Call, CheckpointTaskRequest, CreateTaskRequest, DeleteRequest, PauseRequest, ResumeRequest, StartRequest,
+    Task, UpdateTaskRequest, WaitRequest,
+};
+use crate::error::{Error, Result};
+
+/// A task behind the wire.
+pub(crate) struct TaskService<T>(Arc<T>);
+
+type Method<T, Q, R> = fn(&T, &Call<'_>, Q) -> Result<R>;
+
+impl<T: Task> TaskService<T> {
+    /// Offers `task` under each of the given versions of the API.
+    pub(crate) fn register(task: T, versions: &[u8], registry: &mut Registry) {
+        let service = Arc::new(Self(Arc::new(task)));
+        for version in versions {
+            registry.insert(&format!("containerd.task.v{version}.Task"), service.clone());
+        }
+    }
+
+    /// Never blocks in the runtime's own code, which answers on the loop; an author's goes aside.
+    fn quick<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
+        if self.0.answers_at_once() {
+            let payload = incoming.payload;
+            incoming.answer_with(|call| encode(&method(&self.0, call, decode(payload)?)?));
+        } else {
+            self.aside(incoming, method);
+        }
+    }
+
+    /// May overlap whatever else its process does.
+    fn aside<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
+        self.offload(incoming, |_| Place::Aside, method);
+    }
+
+    /// Moves a process through its life, after all such calls for it that came before.
+    fn ordered<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
+        self.offload(incoming, |request: &Q| Place::Mailbox(request.process()), method);
+    }
+
+    fn offload<Q: Message, R: Message>(
+        &self,
+        incoming: Incoming<'_>,
+        place: impl FnOnce(&Q) -> Place,
+        method: Method<T, Q, R>,
+    ) {
+        match decode::<Q>(incoming.payload) {
+            Err(error) => incoming.answer(Err(error)),
+            Ok(request) => {
+                let task = self.0.clone();
+                incoming.offload(place(&request), move |call| encode(&method(&task, call, request)?));
+            }
+        }
+    }
+
+    /// Parks its answer. An author's method runs aside and may park it there.
+    fn wait(&self, incoming: Incoming<'_>) {
+        let prepared =
+            decode::<WaitRequest>(incoming.payload).and_then(|request| Ok((request, incoming.park()?)));
+        match prepared {
+            Err(error) => incoming.answer(Err(error)),
+            Ok((request, responder)) => {
+                let reply = Reply::new(responder);
+                if self.0.answers_at_once() {
+                    incoming.with_call(|call| self.0.wait(call, request, reply));
+                } else {
+                    let task = self.0.clone();
+                    incoming.run_aside(move |call| task.wait(call, request, reply));
+                }
+            }
+        }
+    }
+}
+
+impl<T: Task> Service for TaskService<T> {
+    fn handle(&self, incoming: Incoming<'_>) {
+        match incoming.method {
+            "State" => self.quick(incoming, T::state),
+            "Connect" => self.quick(incoming, T::connect),
+            "Exec" => self.quick(incoming, T::exec),
+            "CloseIO" => self.quick(incoming, T::close_io),
+            "ResizePty" => self.quick(incoming, T::resize_pty),
+            "Shutdown" => self.quick(incoming, T::shutdown),
+            "Kill" => self.aside(incoming, T::kill),
+            "Stats" => self.aside(incoming, T::stats),
+            "Pids" => self.aside(incoming, T::pids),
+            "Create" => self.ordered(incoming, T::create),
+            "Start" => self.ordered(incoming, T::start),
+            "Delete" => self.ordered(incoming, T::delete),
+            "Pause" => self.ordered(incoming, T::pause),
+            "Resume" => self.ordered(incoming, T::resume),
+            "Update" => self.ordered(incoming, T::update),
+            "Checkpoint" => self.ordered(incoming, T::checkpoint),
+            "Wait" => self.wait(incoming),
+            method => incoming.answer(Err(Error::unimplemented(format!("method {method}")))),
+        }
+    }
+}
+
+/// A payload that does not parse is `Internal`, as Go's server has it (contract 6.6).
+fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
+    Q::parse_from_bytes(payload)
+        .map_err(|error| Error::internal(format!("cannot understand the payload: {error}")))
+}
+
+/// A request that names a process.
+trait Named {
+    /// A text that no other process has; `/` stands in no id.
+    fn process(&self) -> String;
+}
+
+/// One impl for each request: those that may name an exec, and those that always mean the init.
+macro_rules! named {
+    ($($request:ty $(=> $exec:ident)?),+ $(,)?) => {$(
+        impl Named for $request {
+            fn process(&self) -> String {
+                [self.id.as_str(), "/" $(, self.$exec.as_str())?].concat()
+            }
+        }
+    )+};
+}
+
+named!(
+    CreateTaskRequest,
+    StartRequest => exec_id,
+    DeleteRequest => exec_id,
+    PauseRequest,
+    ResumeRequest,
+    UpdateTaskRequest,
+    CheckpointTaskRequest,
+);

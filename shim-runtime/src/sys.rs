@@ -1,0 +1,494 @@
+//! The system calls that no safe interface offers: fork and exec, raw wait statuses, signals by number.
+//! This is the only module with unsafe code; what it takes was prepared and checked by its callers.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use crate::types::{Pid, Signal};
+
+/// A step of the child between fork and exec; the number travels over the status pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    Descriptors = 1,
+    Session,
+    Root,
+    Groups,
+    Gid,
+    Uid,
+    Cwd,
+    Privileges,
+    DeathSignal,
+    /// No candidate for the program can be executed.
+    Program,
+    Exec,
+    /// Not a failure: the child waits at its gate.
+    Ready,
+}
+
+impl Step {
+    const ALL: [Self; 12] = [
+        Self::Descriptors,
+        Self::Session,
+        Self::Root,
+        Self::Groups,
+        Self::Gid,
+        Self::Uid,
+        Self::Cwd,
+        Self::Privileges,
+        Self::DeathSignal,
+        Self::Program,
+        Self::Exec,
+        Self::Ready,
+    ];
+
+    /// Reads a record of the status pipe: a step and its errno.
+    pub(crate) fn parse(record: [u8; RECORD]) -> Option<(Self, i32)> {
+        let [step, errno @ ..] = record;
+        let step = Self::ALL.into_iter().find(|known| *known as u8 == step)?;
+        Some((step, i32::from_ne_bytes(errno)))
+    }
+}
+
+/// The length of a record on the status pipe: one byte for the step, four for the errno.
+pub(crate) const RECORD: usize = 5;
+
+/// All that a child needs, allocated before the fork, for nothing may be allocated after it.
+pub(crate) struct Image {
+    /// Where the program may be, tried in order.
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) args: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) root: Option<CString>,
+    pub(crate) cwd: Option<CString>,
+    pub(crate) groups: Option<Vec<libc::gid_t>>,
+    pub(crate) gid: Option<libc::gid_t>,
+    pub(crate) uid: Option<libc::uid_t>,
+    pub(crate) umask: Option<libc::mode_t>,
+    pub(crate) new_session: bool,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) dies_with_parent: bool,
+    /// Descriptors for the child with their numbers there, ascending. Each source lies above [`Image::floor`].
+    pub(crate) descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Write end: failures and `Ready` are reported here; exec closes it.
+    pub(crate) status: OwnedFd,
+    /// Read end: the child waits here for one byte before it executes the program.
+    pub(crate) gate: Option<OwnedFd>,
+}
+
+impl Image {
+    /// Descriptors of the parent must lie at or above this number, so that placing one in the child never
+    /// overwrites another that is still to be placed.
+    pub(crate) fn floor(numbers: impl Iterator<Item = RawFd>) -> RawFd {
+        // Two more for the status pipe and the gate, which stand right behind the child's own.
+        numbers.max().unwrap_or(2).max(2) + 3
+    }
+}
+
+/// Forks a child that becomes the image's program, and returns its pid at once, without waiting for exec.
+/// Every signal is at its default in the child, whatever this process does with it.
+pub(crate) fn fork_exec(image: &Image) -> io::Result<Pid> {
+    let args = pointers(&image.args);
+    let env = pointers(&image.env);
+    let blocked = block_signals();
+    // SAFETY: the child calls only functions that are safe after a fork of a process with threads, and
+    // allocates nothing; `fork` itself has no precondition.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        become_program(image, &args, &env);
+    }
+    let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
+    restore_signals(&blocked);
+    result.map(own_pid)
+}
+
+fn own_pid(raw: libc::pid_t) -> Pid {
+    // A child's pid is positive; 1 stands in for a kernel that broke this promise.
+    u32::try_from(raw).ok().and_then(Pid::new).unwrap_or_else(Pid::own)
+}
+
+/// The null-terminated array of pointers that `execve` wants.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+fn block_signals() -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid value to be overwritten.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    let mut before = all;
+    // SAFETY: `all` is a valid set.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: both sets are valid; a failure leaves `before` empty, which unblocks all later.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    before
+}
+
+fn restore_signals(mask: &libc::sigset_t) {
+    // SAFETY: the mask came from `pthread_sigmask`.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, ptr::null_mut()) };
+}
+
+/// The child's life from fork to exec. MUST NOT allocate, lock or panic: other threads of the parent may
+/// have held any lock at the moment of the fork.
+fn become_program(image: &Image, args: &[*const libc::c_char], env: &[*const libc::c_char]) -> ! {
+    reset_signals();
+    let mut status = image.status.as_raw_fd();
+    let failed = match place_descriptors(image, &mut status).and_then(|gate| {
+        change_identity(image)?;
+        match gate {
+            Some(gate) => wait_at_gate(image, status, gate),
+            None => Ok(()),
+        }
+    }) {
+        Ok(()) => (Step::Exec, execute(image, args, env)),
+        Err(failed) => failed,
+    };
+    report(status, failed.0, failed.1);
+    exit_now()
+}
+
+type Failed = (Step, i32);
+
+fn exit_now() -> ! {
+    // SAFETY: ends this process without running anything of the parent's.
+    unsafe { libc::_exit(127) }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+fn check(result: libc::c_long, step: Step) -> Result<(), Failed> {
+    if result < 0 { Err((step, errno())) } else { Ok(()) }
+}
+
+/// A handler of the parent must not run in the child (it would write into the parent's signal pipe), and an
+/// ignored signal would stay ignored after exec.
+fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: setting a default disposition is always sound; it fails harmlessly for KILL and STOP.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero set is the empty set on Linux.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    restore_signals(&none);
+}
+
+/// Puts the descriptors at their numbers and closes every other one: a child may wait at its gate for long,
+/// and what it held open meanwhile would keep other containers' pipes from ending.
+fn place_descriptors(image: &Image, status: &mut RawFd) -> Result<Option<RawFd>, Failed> {
+    let last = image.descriptors.last().map_or(2, |(_, number)| (*number).max(2));
+    let mut next = 0;
+    for (source, number) in &image.descriptors {
+        close_between(next, number - 1);
+        // SAFETY: both are plain numbers; the source is open and lies above every target.
+        check(libc::c_long::from(unsafe { libc::dup2(source.as_raw_fd(), *number) }), Step::Descriptors)?;
+        next = number + 1;
+    }
+    close_between(next, last);
+    *status = place_private(*status, last + 1)?;
+    let gate = match &image.gate {
+        Some(gate) => Some(place_private(gate.as_raw_fd(), last + 2)?),
+        None => None,
+    };
+    close_between(last + 2 + i32::from(gate.is_some()), i32::MAX);
+    Ok(gate)
+}
+
+/// Moves a descriptor of ours to `number`, closed on exec.
+fn place_private(source: RawFd, number: RawFd) -> Result<RawFd, Failed> {
+    // SAFETY: both are plain numbers; the source lies above the target, so they differ.
+    check(libc::c_long::from(unsafe { libc::dup3(source, number, libc::O_CLOEXEC) }), Step::Descriptors)?;
+    Ok(number)
+}
+
+fn close_between(first: RawFd, last: RawFd) {
+    if first > last {
+        return;
+    }
+    // SAFETY: closing numbers of this fresh process; nothing in it uses them any more.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed < 0 {
+        // Kernels before 5.9. The usual limit is 1024; what lies above is at least closed on exec.
+        for fd in first..=last.min(1024) {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+fn change_identity(image: &Image) -> Result<(), Failed> {
+    if image.new_session {
+        // SAFETY: no precondition.
+        check(libc::c_long::from(unsafe { libc::setsid() }), Step::Session)?;
+    }
+    if let Some(root) = &image.root {
+        // SAFETY: a valid C string.
+        check(libc::c_long::from(unsafe { libc::chroot(root.as_ptr()) }), Step::Root)?;
+        // SAFETY: a valid C string. Without this the old root could still be reached through the cwd.
+        check(libc::c_long::from(unsafe { libc::chdir(c"/".as_ptr()) }), Step::Root)?;
+    }
+    change_ids(image)?;
+    if let Some(cwd) = &image.cwd {
+        // SAFETY: a valid C string.
+        check(libc::c_long::from(unsafe { libc::chdir(cwd.as_ptr()) }), Step::Cwd)?;
+    }
+    if let Some(umask) = image.umask {
+        // SAFETY: no precondition.
+        unsafe { libc::umask(umask) };
+    }
+    if image.no_new_privileges {
+        // SAFETY: no pointers are passed.
+        let done = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        check(libc::c_long::from(done), Step::Privileges)?;
+    }
+    // Last, for a change of ids clears it. It fires when the forking thread ends, which is the main thread.
+    if image.dies_with_parent {
+        // SAFETY: no pointers are passed.
+        let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+        check(libc::c_long::from(done), Step::DeathSignal)?;
+    }
+    Ok(())
+}
+
+/// Raw system calls, for libc's wrappers want to tell other threads, of which a forked child has none.
+fn change_ids(image: &Image) -> Result<(), Failed> {
+    if let Some(groups) = &image.groups {
+        // SAFETY: the pointer and length are of one vector.
+        let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+        check(done, Step::Groups)?;
+    }
+    if let Some(gid) = image.gid {
+        // SAFETY: no pointers are passed.
+        check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }, Step::Gid)?;
+    }
+    if let Some(uid) = image.uid {
+        // SAFETY: no pointers are passed.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, Step::Uid)?;
+    }
+    Ok(())
+}
+
+/// Says that all is ready, as far as can be seen before exec, and waits for the byte that opens the gate.
+fn wait_at_gate(image: &Image, status: RawFd, gate: RawFd) -> Result<(), Failed> {
+    find_program(&image.candidates)?;
+    report(status, Step::Ready, 0);
+    let mut byte = 0_u8;
+    loop {
+        // SAFETY: the buffer is one byte long and lives on this stack.
+        match unsafe { libc::read(gate, (&raw mut byte).cast(), 1) } {
+            1 => return Ok(()),
+            // The parent is gone or gave up: nobody will ever start this container.
+            0 => exit_now(),
+            _ if errno() == libc::EINTR => {}
+            _ => exit_now(),
+        }
+    }
+}
+
+fn find_program(candidates: &[CString]) -> Result<(), Failed> {
+    let mut worst = libc::ENOENT;
+    for candidate in candidates {
+        match can_execute(candidate) {
+            Ok(()) => return Ok(()),
+            Err(libc::ENOENT | libc::ENOTDIR) => {}
+            Err(error) => worst = error,
+        }
+    }
+    Err((Step::Program, worst))
+}
+
+fn can_execute(path: &CStr) -> Result<(), i32> {
+    // SAFETY: an all-zero stat is a valid value to be overwritten.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid C string and a valid buffer.
+    if unsafe { libc::stat(path.as_ptr(), &raw mut stat) } < 0 {
+        return Err(errno());
+    }
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(libc::EACCES);
+    }
+    // The ids were all set before, so real and effective ones agree and plain `access` asks the right question.
+    // SAFETY: a valid C string.
+    if unsafe { libc::access(path.as_ptr(), libc::X_OK) } < 0 { Err(errno()) } else { Ok(()) }
+}
+
+/// Tries the candidates in order, as `execvp` does; returns the errno that says most.
+fn execute(image: &Image, args: &[*const libc::c_char], env: &[*const libc::c_char]) -> i32 {
+    let mut worst = libc::ENOENT;
+    for candidate in &image.candidates {
+        // SAFETY: valid C strings and null-terminated arrays, all owned by `image` or the caller.
+        unsafe { libc::execve(candidate.as_ptr(), args.as_ptr(), env.as_ptr()) };
+        match errno() {
+            libc::ENOENT | libc::ENOTDIR => {}
+            error => worst = error,
+        }
+    }
+    worst
+}
+
+fn report(status: RawFd, step: Step, errno: i32) {
+    let [a, b, c, d] = errno.to_ne_bytes();
+    let record = [step as u8, a, b, c, d];
+    // SAFETY: the buffer lives on this stack; a record is shorter than PIPE_BUF, so it arrives whole.
+    unsafe { libc::write(status, record.as_ptr().cast(), record.len()) };
+}
+
+/// An ended child of the calling thread, still a zombie, with its raw wait status.
+pub(crate) struct Ended {
+    /// Whose pid stays taken until [`reap`] is called.
+    pub(crate) pid: Pid,
+    status: i32,
+}
+
+impl Ended {
+    /// The raw wait status, as `wait` would give it.
+    pub(crate) fn raw_status(&self) -> i32 {
+        self.status
+    }
+}
+
+/// The next ended child of the calling thread, which stays a zombie; `None` if there is none. Children
+/// forked by other threads (`std::process` among them) are theirs and are not seen; orphans that the
+/// kernel hands to this process belong to the main thread.
+pub(crate) fn next_ended() -> Option<Ended> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WNOTHREAD;
+    let info = wait(libc::P_ALL, 0, options).ok()?;
+    // SAFETY: `waitid` filled in the fields of a child's end.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let value = unsafe { info.si_status() };
+    // Nothing has ended: the field stays as it was zeroed.
+    let pid = u32::try_from(pid).ok().and_then(Pid::new)?;
+    let status = match info.si_code {
+        libc::CLD_EXITED => (value & 0xff) << 8,
+        libc::CLD_DUMPED => value | 0x80,
+        _ => value,
+    };
+    Some(Ended { pid, status })
+}
+
+/// Takes the zombie away; from here on its pid may be used again.
+pub(crate) fn reap(ended: &Ended) {
+    let _ = wait(libc::P_PID, ended.pid.get(), libc::WEXITED | libc::WNOHANG);
+}
+
+/// Whether `pid` is a child of this process that was not yet reaped.
+pub(crate) fn is_child(pid: Pid) -> bool {
+    wait(libc::P_PID, pid.get(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT).is_ok()
+}
+
+/// Whether the calling thread has children, running or ended. When such a thread ended, the kernel would
+/// hand them to the main thread, whose reaper would take exits that somebody else waits for.
+pub(crate) fn thread_has_children() -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WNOTHREAD;
+    wait(libc::P_ALL, 0, options).is_ok()
+}
+
+fn wait(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<libc::siginfo_t> {
+    // SAFETY: an all-zero siginfo is a valid value to be overwritten.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid buffer.
+    if unsafe { libc::waitid(kind, id, &raw mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info)
+}
+
+/// Sends any signal by number, real-time ones included.
+pub(crate) fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
+    send_signal(pid.raw(), signal)
+}
+
+/// Sends a signal to the process group that `leader` leads.
+pub(crate) fn kill_group(leader: Pid, signal: Signal) -> io::Result<()> {
+    send_signal(-leader.raw(), signal)
+}
+
+fn send_signal(target: libc::pid_t, signal: Signal) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    if unsafe { libc::kill(target, signal.number()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Ignores a signal for the life of this process.
+pub(crate) fn ignore_signal(signal: Signal) {
+    // SAFETY: ignoring is always a sound disposition.
+    unsafe { libc::signal(signal.number(), libc::SIG_IGN) };
+}
+
+/// Takes ownership of a descriptor that this process inherited under a known number, and marks it
+/// close-on-exec. To be called once for a number, before anything else could have opened it.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a plain number; fails when it is not open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open and, by the caller's promise, has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A copy of a descriptor with a number of `floor` or above, closed on exec.
+pub(crate) fn duplicate(fd: &OwnedFd, floor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, floor) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Has all threads allocate from one arena: a shim allocates little, and an arena a thread costs memory.
+pub(crate) fn use_one_arena() {
+    // SAFETY: no pointers are passed.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Has every descriptor above standard error closed at the next exec, whoever opened it: the daemon's own may
+/// have come along (contract 2.3).
+pub(crate) fn close_all_on_exec() {
+    // SAFETY: changes a flag of descriptors, and closes none.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, i32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// A descriptor that can be read once a process has ended, be it our child or not.
+pub(crate) fn watch_process(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.raw(), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Whether the calling thread is the main thread.
+pub(crate) fn on_main_thread() -> bool {
+    // SAFETY: no precondition.
+    let thread = unsafe { libc::gettid() };
+    thread == Pid::own().raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_tells_its_step_and_errno_and_nothing_else_is_one() {
+        let mut record = [Step::Cwd as u8, 0, 0, 0, 0];
+        record[1..].copy_from_slice(&libc::ENOENT.to_ne_bytes());
+        assert_eq!(Step::parse(record), Some((Step::Cwd, libc::ENOENT)));
+        assert_eq!(Step::parse([200, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn descriptors_of_the_parent_lie_above_all_of_the_childs() {
+        assert_eq!(Image::floor([0, 1, 2].into_iter()), 5);
+        assert_eq!(Image::floor([0, 7].into_iter()), 10);
+    }
+}

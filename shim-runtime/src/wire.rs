@@ -1,0 +1,331 @@
+//! TTRPC frames (contract 6.6): the ten-byte header, a decoder that holds no more than what has arrived, and
+//! a small blocking client. Server, publisher and `start`'s probe share them.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use protobuf::Message;
+use ttrpc::proto::{
+    Code as WireCode, KeyValue, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST,
+    MESSAGE_TYPE_RESPONSE, Request, Response, Status,
+};
+
+use crate::error::Error;
+
+const HEADER: usize = MESSAGE_HEADER_LENGTH;
+
+/// The largest payload of a frame, 4 MiB.
+pub(crate) const MAX_PAYLOAD: usize = MESSAGE_LENGTH_MAX;
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Length of the payload in bytes.
+    pub(crate) length: u32,
+    pub(crate) stream: u32,
+    /// One of ttrpc's `MESSAGE_TYPE_*`.
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+}
+
+impl Header {
+    fn decode(bytes: [u8; HEADER]) -> Self {
+        let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = bytes;
+        Self {
+            length: u32::from_be_bytes([l0, l1, l2, l3]),
+            stream: u32::from_be_bytes([s0, s1, s2, s3]),
+            kind,
+            flags,
+        }
+    }
+
+    fn encode(self) -> [u8; HEADER] {
+        let [l0, l1, l2, l3] = self.length.to_be_bytes();
+        let [s0, s1, s2, s3] = self.stream.to_be_bytes();
+        [l0, l1, l2, l3, s0, s1, s2, s3, self.kind, self.flags]
+    }
+
+    fn is_oversized(self) -> bool {
+        self.length as usize > MAX_PAYLOAD
+    }
+}
+
+/// What a [`Decoder`] finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame<'a> {
+    Whole(Header, &'a [u8]),
+    /// Announced above [`MAX_PAYLOAD`]; its payload is skipped as it arrives.
+    Oversized(Header),
+}
+
+/// Cuts a stream of bytes into frames. Holds an unfinished frame only, as far as it has arrived.
+#[derive(Default)]
+pub(crate) struct Decoder {
+    pending: Vec<u8>,
+    skip: usize,
+}
+
+impl Decoder {
+    /// Takes the bytes that came next and calls `found` for each frame that they complete.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut found: impl FnMut(Frame<'_>)) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let skipped = self.skip.min(bytes.len());
+                self.skip -= skipped;
+                bytes = &bytes[skipped..];
+            } else if self.pending.is_empty() {
+                bytes = self.direct(bytes, &mut found);
+            } else {
+                bytes = self.complete(bytes, &mut found);
+            }
+        }
+    }
+
+    /// Takes one frame straight from the input, or keeps its beginning.
+    fn direct<'a>(&mut self, bytes: &'a [u8], found: &mut impl FnMut(Frame<'_>)) -> &'a [u8] {
+        let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
+            self.pending.extend_from_slice(bytes);
+            return &[];
+        };
+        let header = Header::decode(*head);
+        if header.is_oversized() {
+            self.skip = header.length as usize;
+            found(Frame::Oversized(header));
+            return rest;
+        }
+        if let Some((payload, rest)) = rest.split_at_checked(header.length as usize) {
+            found(Frame::Whole(header, payload));
+            return rest;
+        }
+        self.pending.extend_from_slice(bytes);
+        &[]
+    }
+
+    /// Adds to the frame that was begun, no more than it lacks.
+    fn complete<'a>(&mut self, bytes: &'a [u8], found: &mut impl FnMut(Frame<'_>)) -> &'a [u8] {
+        let lacking = match self.pending.split_first_chunk::<HEADER>() {
+            None => HEADER - self.pending.len(),
+            Some((head, payload)) => Header::decode(*head).length as usize - payload.len(),
+        };
+        let (taken, rest) = bytes.split_at(lacking.min(bytes.len()));
+        self.pending.extend_from_slice(taken);
+        if let Some((head, payload)) = self.pending.split_first_chunk::<HEADER>() {
+            let header = Header::decode(*head);
+            if header.is_oversized() {
+                self.skip = header.length as usize;
+                found(Frame::Oversized(header));
+                self.pending = Vec::new();
+            } else if payload.len() == header.length as usize {
+                found(Frame::Whole(header, payload));
+                self.pending = Vec::new();
+            }
+        }
+        rest
+    }
+}
+
+/// An encoded response frame. One that would be too large becomes an error that says so.
+pub(crate) fn response_frame(stream: u32, result: Result<Vec<u8>, &Error>) -> Vec<u8> {
+    let mut response = Response::new();
+    let status = match result {
+        Ok(payload) if payload.len() > MAX_PAYLOAD - 64 => Some(status(
+            WireCode::RESOURCE_EXHAUSTED,
+            &format!("the answer is {} bytes long, more than a message may be", payload.len()),
+        )),
+        Ok(payload) => {
+            response.payload = payload;
+            None
+        }
+        // A message that fills a frame tells nobody anything.
+        Err(error) => {
+            let code = error.code() as i32;
+            let message: String = error.to_string().chars().take(16 << 10).collect();
+            let mut status = status(WireCode::UNKNOWN, &message);
+            status.code = protobuf::EnumOrUnknown::from_i32(code);
+            Some(status)
+        }
+    };
+    response.status = status.into();
+    frame(MESSAGE_TYPE_RESPONSE, stream, &response)
+}
+
+fn status(code: WireCode, message: &str) -> Status {
+    Status { code: code.into(), message: message.to_owned(), ..Status::default() }
+}
+
+fn frame(kind: u8, stream: u32, message: &impl Message) -> Vec<u8> {
+    let length = message.compute_size();
+    let mut bytes = Vec::with_capacity(HEADER + length as usize);
+    bytes.extend_from_slice(&Header { length: length as u32, stream, kind, flags: 0 }.encode());
+    // Writing a message without required fields into memory cannot fail.
+    let written = message.write_to_vec(&mut bytes);
+    debug_assert!(written.is_ok());
+    bytes
+}
+
+/// Why a call through [`Client`] failed.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The connection broke or was silent for too long; the call may or may not have arrived.
+    Transport(io::Error),
+    /// The peer answered with this status.
+    Status {
+        /// As gRPC numbers it.
+        code: i32,
+        message: String,
+    },
+}
+
+impl From<io::Error> for CallError {
+    fn from(error: io::Error) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Transport(error) => error.fmt(f),
+            Self::Status { code, message } => write!(f, "{message} (code {code})"),
+        }
+    }
+}
+
+/// One connection with one call at a time on it.
+pub(crate) struct Client {
+    stream: UnixStream,
+    decoder: Decoder,
+    next_stream: u32,
+}
+
+impl Client {
+    /// Speaks over a connected, blocking socket.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::default(), next_stream: 1 }
+    }
+
+    /// Calls a method and waits for its answer, at most for `limit`. After a transport error the client is
+    /// of no more use.
+    pub(crate) fn call(
+        &mut self,
+        (service, method): (&str, &str),
+        payload: Vec<u8>,
+        metadata: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        let metadata = metadata.iter().map(|(key, value)| KeyValue {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+            ..KeyValue::default()
+        });
+        let request = Request {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            payload,
+            timeout_nano: i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX),
+            metadata: metadata.collect(),
+            ..Request::default()
+        };
+        let stream = self.next_stream;
+        self.next_stream = self.next_stream.checked_add(2).unwrap_or(1);
+        let deadline = Instant::now() + limit;
+        self.stream.set_write_timeout(Some(limit))?;
+        self.stream.write_all(&frame(MESSAGE_TYPE_REQUEST, stream, &request))?;
+        self.read_response(stream, deadline)
+    }
+
+    fn read_response(&mut self, wanted: u32, deadline: Instant) -> Result<Vec<u8>, CallError> {
+        let mut answer = None;
+        let mut chunk = [0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let count = match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.decoder.feed(&chunk[..count], |frame| match frame {
+                Frame::Whole(header, payload)
+                    if header.kind == MESSAGE_TYPE_RESPONSE && header.stream == wanted =>
+                {
+                    answer = Some(Response::parse_from_bytes(payload));
+                }
+                _ => {}
+            });
+            if let Some(answer) = answer.take() {
+                return unpack(answer.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?);
+            }
+        }
+    }
+}
+
+fn unpack(response: Response) -> Result<Vec<u8>, CallError> {
+    match response.status.as_ref() {
+        Some(status) if status.code.value() != 0 => {
+            Err(CallError::Status { code: status.code.value(), message: status.message.clone() })
+        }
+        _ => Ok(response.payload),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(stream: u32, payload: &[u8]) -> Vec<u8> {
+        let header = Header { length: payload.len() as u32, stream, kind: MESSAGE_TYPE_REQUEST, flags: 0 };
+        [&header.encode(), payload].concat()
+    }
+
+    fn frames(decoder: &mut Decoder, bytes: &[u8]) -> Vec<(u32, Option<Vec<u8>>)> {
+        let mut all = Vec::new();
+        decoder.feed(bytes, |frame| {
+            all.push(match frame {
+                Frame::Whole(header, payload) => (header.stream, Some(payload.to_vec())),
+                Frame::Oversized(header) => (header.stream, None),
+            });
+        });
+        all
+    }
+
+    #[test]
+    fn every_split_of_a_byte_stream_gives_the_same_frames() {
+        let bytes = [encoded(1, b"one"), encoded(3, b""), encoded(5, &[7; 40])].concat();
+        let expected = frames(&mut Decoder::default(), &bytes);
+        assert_eq!(expected.len(), 3);
+        for first in 0..bytes.len() {
+            for second in first..bytes.len() {
+                let mut decoder = Decoder::default();
+                let mut found = frames(&mut decoder, &bytes[..first]);
+                found.extend(frames(&mut decoder, &bytes[first..second]));
+                found.extend(frames(&mut decoder, &bytes[second..]));
+                assert_eq!(found, expected, "split at {first} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_oversized_frame_is_skipped_without_being_kept() {
+        let length = MAX_PAYLOAD as u32 + 1;
+        let header = Header { length, stream: 1, kind: MESSAGE_TYPE_REQUEST, flags: 0 };
+        let mut decoder = Decoder::default();
+        assert_eq!(frames(&mut decoder, &header.encode()), [(1, None)]);
+        assert!(frames(&mut decoder, &vec![0; MAX_PAYLOAD]).is_empty());
+        assert_eq!(decoder.pending.capacity(), 0);
+        let rest = [&[0][..], &encoded(3, b"next")].concat();
+        assert_eq!(frames(&mut decoder, &rest), [(3, Some(b"next".to_vec()))]);
+    }
+
+    #[test]
+    fn an_answer_above_the_limit_becomes_resource_exhausted() {
+        let frame = response_frame(1, Ok(vec![0; MAX_PAYLOAD]));
+        let response = Response::parse_from_bytes(&frame[HEADER..]).unwrap();
+        assert_eq!(response.status.code.value(), WireCode::RESOURCE_EXHAUSTED as i32);
+    }
+}
