@@ -3,14 +3,16 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
 use crate::error::{Error, Result, WithContext};
@@ -428,14 +430,14 @@ impl Supervisor {
         }
     }
 
-    /// Runs a command to its end and collects its output. It is killed at `deadline`, and when the shim ends.
+    /// Runs a command to its end and collects its output, as far as that was not given elsewhere. It is killed
+    /// at `deadline`, and when the shim ends.
     pub(crate) fn run(&self, command: &mut Command, deadline: Option<Instant>) -> Result<Output> {
-        let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
-        let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
-        command.stdout(out_write).stderr(err_write).dies_with_shim();
+        let stdout = capture(command, 1)?;
+        let stderr = capture(command, 2)?;
         let name = command.name();
-        let child = self.spawn(command, Group::Keep)?;
-        let (stdout, stderr) = collect(out_read, err_read, &child.exit, deadline)?;
+        let child = self.spawn(command.dies_with_shim(), Group::Keep)?;
+        let [stdout, stderr] = collect([stdout, stderr], &child.exit, deadline)?;
         if let Some(exit) = child.exit.wait(deadline) {
             return Ok(Output { exit, stdout, stderr });
         }
@@ -457,39 +459,41 @@ impl Supervisor {
     }
 }
 
-/// Reads both pipes until the command has ended and they are empty: a process that it left behind may hold
-/// them open for good.
-fn collect(
-    out: OwnedFd,
-    err: OwnedFd,
-    exit: &ExitSlot,
-    deadline: Option<Instant>,
-) -> Result<(Vec<u8>, Vec<u8>)> {
+/// One output of a command that is being collected; no file, once it is at its end.
+struct Capture {
+    file: Option<File>,
+    bytes: Vec<u8>,
+}
+
+/// Has an output collected that the command was not told where to send.
+fn capture(command: &mut Command, number: RawFd) -> Result<Capture> {
+    if command.descriptors.iter().any(|(_, taken)| *taken == number) {
+        return Ok(Capture { file: None, bytes: Vec::new() });
+    }
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    command.descriptor(number, write);
+    Ok(Capture { file: Some(read.into()), bytes: Vec::new() })
+}
+
+/// Reads until the command has ended and what it wrote was read: a process that it left behind may hold its
+/// outputs open for good.
+fn collect(mut outputs: [Capture; 2], exit: &ExitSlot, deadline: Option<Instant>) -> Result<[Vec<u8>; 2]> {
     let (ended, end) = pipe2(OFlag::O_CLOEXEC)?;
     exit.on_exit(move |_| drop(end));
-    let mut outputs = [(File::from(out), Vec::new(), false), (File::from(err), Vec::new(), false)];
-    for (file, ..) in &outputs {
-        fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    }
     loop {
         let over = wait_readable(&outputs, &ended, deadline)?;
-        for (file, bytes, done) in &mut outputs {
-            *done = *done || read_available(file, bytes);
+        for output in &mut outputs {
+            output.read_available();
         }
-        if over || outputs.iter().all(|(.., done)| *done) {
-            let [(_, out, _), (_, err, _)] = outputs;
-            return Ok((out, err));
+        if over || outputs.iter().all(|output| output.file.is_none()) {
+            return Ok(outputs.map(|output| output.bytes));
         }
     }
 }
 
 /// Waits until an output can be read; true when the command has ended or time is up.
-fn wait_readable(
-    outputs: &[(File, Vec<u8>, bool); 2],
-    ended: &OwnedFd,
-    deadline: Option<Instant>,
-) -> Result<bool> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+fn wait_readable(outputs: &[Capture; 2], ended: &OwnedFd, deadline: Option<Instant>) -> Result<bool> {
     let wait = match deadline {
         None => PollTimeout::NONE,
         Some(deadline) => {
@@ -497,27 +501,28 @@ fn wait_readable(
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         }
     };
-    let open = outputs.iter().filter(|(.., done)| !done);
-    let mut fds: Vec<_> = open.map(|(file, ..)| PollFd::new(file.as_fd(), PollFlags::POLLIN)).collect();
+    let open = outputs.iter().filter_map(|output| output.file.as_ref());
+    let mut fds: Vec<_> = open.map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)).collect();
     fds.push(PollFd::new(ended.as_fd(), PollFlags::POLLIN));
     match poll(&mut fds, wait) {
         Ok(0) => Ok(true),
         Ok(_) => Ok(fds.last().and_then(PollFd::any) == Some(true)),
-        Err(nix::errno::Errno::EINTR) => Ok(false),
+        Err(Errno::EINTR) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// Reads what is there; true at the end of the stream.
-fn read_available(file: &mut File, bytes: &mut Vec<u8>) -> bool {
-    let mut chunk = [0; 4096];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return true,
-            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return true,
+impl Capture {
+    /// Reads what is there.
+    fn read_available(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Some(file) = &mut self.file {
+            match file.read(&mut chunk) {
+                Ok(count) if count > 0 => self.bytes.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => self.file = None,
+            }
         }
     }
 }

@@ -88,8 +88,8 @@ impl Context {
         decode_options(self.raw_options())
     }
 
-    /// Runs a runtime command to its end and collects its output. It ends with the shim. Blocks the calling
-    /// thread only.
+    /// Runs a runtime command to its end and collects its output, as far as that was not given elsewhere. It
+    /// ends with the shim. Blocks the calling thread only.
     ///
     /// # Errors
     /// When it cannot be started. An exit status other than 0 is not an error here.
