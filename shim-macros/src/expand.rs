@@ -27,6 +27,12 @@ pub(crate) fn shim(
     let level = if settings.raw { quote!(Raw) } else { quote!(Managed) };
     let level = shown_at(name, quote!(#krate::level::#level<#name>));
     let config = config(settings, &krate);
+    // Where every field is given clippy calls the defaults needless, as if none could ever be added.
+    let complete = matches!(
+        settings,
+        Settings { version: Some(_), task: Some(_), group: Some(_), shutdown_on: Some(_), .. }
+    );
+    let allow = complete.then(|| quote!(#[allow(clippy::needless_update)]));
     let main = (!own_main).then(|| {
         quote! {
             #(#cfgs)*
@@ -38,6 +44,7 @@ pub(crate) fn shim(
         #(#cfgs)*
         impl #krate::Entry for #at_attribute {
             type Level = #level;
+            #allow
             const CONFIG: #krate::Config = #config;
         }
         #main
@@ -135,6 +142,7 @@ mod tests {
             #[cfg(unix)]
             impl crate::rt::Entry for Host {
                 type Level = crate::rt::level::Raw<Host>;
+                #[allow(clippy::needless_update)]
                 const CONFIG: crate::rt::Config = crate::rt::Config {
                     runtime: "io.x.v1",
                     version: "1",
