@@ -71,11 +71,12 @@ use crate::errors::Errors;
 ///   serves every containerd from 1.6 on. Version 3 promises that one process can host every container of a pod;
 ///   a shim that can host only one says `task = [2]`. By hand: `task: &[2]`.
 /// * **`group = ["com.example.group", ..]`**: annotations by which containers share one process: the first that a
-///   container has decides, and those with the same value share. What labels cannot say goes into `Shim::group`.
-///   By hand: `group: &["com.example.group"]`.
+///   container has decides, and those with the same value share. `io.containerd.runc.v2.group` and
+///   `io.kubernetes.cri.sandbox-id`, as runc's shim has them, unless given. What labels cannot say goes into
+///   `Shim::group`. By hand: `group: &["com.example.group"]`.
 /// * **`shutdown_on = [SIGTERM, ..]`**: the signals that end the shim in order, out of `SIGHUP`, `SIGINT`,
-///   `SIGQUIT`, `SIGUSR2`, `SIGPIPE`, `SIGALRM`, `SIGTERM`, `SIGCONT` and `SIGWINCH`. By hand:
-///   `shutdown_on: &[shim_runtime::Signal::TERM]`.
+///   `SIGQUIT`, `SIGUSR2`, `SIGPIPE`, `SIGALRM`, `SIGTERM`, `SIGCONT` and `SIGWINCH`. `SIGTERM` always does;
+///   `SIGINT` does unless the option is given without it. By hand: `shutdown_on: &[shim_runtime::Signal::TERM]`.
 /// * **`main = false`**: no `main` is written, for a shim with start-up work of its own, in a module, or beside
 ///   another one. It starts where the author's `main` calls `shim_runtime::run::<Hello>()`, on the main thread and
 ///   with nothing written to the standard output, where containerd reads the shim's answer. By hand: the `main`
