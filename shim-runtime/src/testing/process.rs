@@ -1,0 +1,185 @@
+//! Looking at processes and waiting for their end, through pidfds and `/proc`.
+//! A pidfd means one process for good, where a pid can be given to another one.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+
+use crate::{Pid, Signal};
+
+/// One process, held by a pidfd.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// Takes hold of a process; fails if there is none of that id.
+    pub fn open(pid: Pid) -> io::Result<Self> {
+        let raw = rustix::process::Pid::from_raw(pid.raw()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self { pid, fd: pidfd_open(raw, PidfdFlags::empty())? })
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&self) -> bool {
+        !self.ended_within(Duration::ZERO)
+    }
+
+    /// Waits for its end; whether it came in time.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        wait_readable(&[self.fd.as_fd()], limit).is_ok_and(|ready| ready[0])
+    }
+
+    /// Sends it a signal; a process that has ended is no error.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(signal) = rustix::process::Signal::from_named_raw(signal.number()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Waits until one of the descriptors can be read or has hung up; all false when the time is over.
+pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Vec<bool>> {
+    let end = Instant::now() + limit;
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    loop {
+        // Rounded up, so that the last millisecond does not spin.
+        let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+        match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) => return Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// All processes whose `/proc` entry satisfies `is_ours`, but this one.
+fn scan(is_ours: impl Fn(&Path) -> bool) -> Vec<Pid> {
+    let own = Pid::own();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((Pid::new(entry.file_name().to_str()?.parse().ok()?)?, entry.path())))
+        .filter(|(pid, dir)| *pid != own && !is_zombie(dir) && is_ours(dir))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+/// A zombie has ended; only its parent, which may be the system's init, has not looked yet.
+fn is_zombie(dir: &Path) -> bool {
+    let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
+}
+
+/// Processes that have `text` in their command line or environment, or run in a directory below it.
+pub(crate) fn related_to(text: &str) -> Vec<Pid> {
+    let holds = |file: PathBuf| {
+        fs::read(file).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    };
+    let lies_below = |link: PathBuf| {
+        fs::read_link(link).is_ok_and(|to| to.as_os_str().as_bytes().starts_with(text.as_bytes()))
+    };
+    scan(|dir| {
+        holds(dir.join("environ"))
+            || lies_below(dir.join("cwd"))
+            || lies_below(dir.join("root"))
+            || holds(dir.join("cmdline"))
+    })
+}
+
+/// Processes that hold a listening socket bound to `path`. The peer credentials of a connection would name
+/// the process that called listen(2): for most shims `start`, which has ended.
+pub fn listeners(path: &Path) -> Vec<Pid> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let Some(path) = path.to_str() else { return Vec::new() };
+    // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is __SO_ACCEPTCON.
+    let sockets: HashSet<PathBuf> = table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let listens = fields.nth(3)? == "00010000";
+            let inode = fields.nth(2)?;
+            (listens && fields.next()? == path).then(|| PathBuf::from(format!("socket:[{inode}]")))
+        })
+        .collect();
+    let holds_one = |dir: &Path| {
+        let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| sockets.contains(&target))
+    };
+    if sockets.is_empty() { Vec::new() } else { scan(holds_one) }
+}
+
+/// How a person recognises a process: its command line.
+pub(crate) fn describe(pid: Pid) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = line.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
+    format!("process {pid} `{}`", String::from_utf8_lossy(&words.join(&b' ')))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_process_is_seen_and_only_then() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::open(Pid::new(child.id()).unwrap()).unwrap();
+        assert!(process.is_alive());
+        assert!(!process.ended_within(Duration::from_millis(20)));
+        process.signal(Signal::KILL).unwrap();
+        assert!(process.ended_within(Duration::from_secs(5)));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_environment_and_by_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = dir.path().to_str().unwrap();
+        let mut by_env = Command::new("sleep").arg("60").env("MARKER", marker).spawn().unwrap();
+        let mut by_dir = Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let found: Vec<_> = related_to(marker).into_iter().map(Pid::get).collect();
+        for child in [&mut by_env, &mut by_dir, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(found.contains(&by_env.id()) && found.contains(&by_dir.id()), "{found:?}");
+        assert!(!found.contains(&other.id()));
+    }
+
+    #[test]
+    fn only_a_listening_socket_has_listeners() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        // The own process is left out, so nobody else listens there.
+        assert_eq!(listeners(&path), []);
+        assert_eq!(listeners(&dir.path().join("other")), []);
+    }
+}

@@ -1,0 +1,269 @@
+//! A shim that was started, with a connection to it: the daemon's sequences (contract 6.2), and handles to do
+//! things out of order.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{DeleteResponse, StateResponse, Status};
+use protobuf::Message;
+
+use super::bootstrap::Answer;
+use super::bundle::Bundle;
+use super::client::{self, HangUp, Task, Waiting};
+use super::containerd::FakeContainerd;
+use super::events::Event;
+use super::failure::{Failure, Result};
+use super::frames::RawConnection;
+use super::launch::Output;
+use super::process::{self, Process};
+use super::promise;
+use crate::{Code, Signal};
+
+/// The daemon's budget for the `delete` action (contract 2.6).
+pub(crate) const DELETE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a server may take to end after Shutdown.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an event may take before its promise of order is not looked at.
+const STAMP_LIMIT: Duration = Duration::from_secs(2);
+
+/// A shim's connection for one bundle.
+pub struct Shim {
+    ctrd: FakeContainerd,
+    bundle: Bundle,
+    binary: PathBuf,
+    answer: Answer,
+    task: Task,
+    hang_up: HangUp,
+    servers: Vec<Process>,
+    connected: Duration,
+    started: Duration,
+}
+
+impl Shim {
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made all of them")]
+    pub(crate) fn new(
+        ctrd: FakeContainerd,
+        bundle: Bundle,
+        binary: PathBuf,
+        answer: Answer,
+        task: Task,
+        stream: UnixStream,
+        servers: Vec<Process>,
+        [connected, started]: [Duration; 2],
+    ) -> Self {
+        let hang_up = HangUp(Arc::new(stream));
+        Self { ctrd, bundle, binary, answer, task, hang_up, servers, connected, started }
+    }
+
+    /// The task service, aimed at the bundle's container.
+    pub fn task(&self) -> Task {
+        self.task.clone()
+    }
+
+    /// The bundle it was started for.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// Its binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// What `start` answered.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// The path of its socket.
+    pub fn socket(&self) -> PathBuf {
+        // The answer was taken, so its path is one.
+        self.answer.path().unwrap_or_default()
+    }
+
+    /// How long `start` took.
+    pub fn start_took(&self) -> Duration {
+        self.started
+    }
+
+    /// How long it took from the beginning of `start` until the connection stood.
+    pub fn connect_took(&self) -> Duration {
+        self.connected
+    }
+
+    /// The process that listens on the socket, for example to be killed.
+    pub fn server(&self) -> Result<&Process> {
+        self.servers
+            .first()
+            .ok_or_else(|| Failure::setup(format!("nobody listens on `{}`", self.socket().display())))
+    }
+
+    /// A further connection, by hand.
+    pub fn raw(&self) -> io::Result<RawConnection> {
+        RawConnection::connect(self.socket())
+    }
+
+    /// What the daemon does between `start` and the user's process running: Create, Connect, Wait beside
+    /// Start, Start, State. Promises about the answers are reported, not returned.
+    pub fn run(&self) -> Result<Waiting> {
+        let task = &self.task;
+        let created = task.create(&self.bundle)?;
+        let returned = client::now();
+        self.judge_created(created.pid);
+        let connected = task.connect().inspect_err(|failure| self.report_connect(failure.to_string()))?;
+        if connected.task_pid != created.pid || connected.shim_pid == 0 {
+            self.report_connect(format!("shim {} and task {}", connected.shim_pid, connected.task_pid));
+        }
+        self.judge_stamp(returned);
+        let waiting = task.wait();
+        let started = task.start()?;
+        let state = task.state()?;
+        self.judge_state(&state, started.pid, &[Status::RUNNING, Status::STOPPED]);
+        Ok(waiting)
+    }
+
+    fn judge_created(&self, pid: u32) {
+        let lives =
+            self.ctrd.watch().with_processes(|all| all.iter().any(|process| process.pid().get() == pid));
+        if !lives {
+            self.ctrd.watch().report(
+                promise::CREATE_PID,
+                format!("pid {pid}"),
+                "the pid of a process that lives",
+            );
+        }
+    }
+
+    fn report_connect(&self, seen: String) {
+        self.ctrd.watch().report(
+            promise::CONNECT_ALWAYS,
+            seen,
+            "the pids of the shim and of the created task",
+        );
+    }
+
+    /// The create event is on its way when Create answers, so a short while is enough to see its stamp.
+    fn judge_stamp(&self, returned: std::time::SystemTime) {
+        let is_it = |event: &&Event| event.topic == "/tasks/create" && event.container == self.bundle.id();
+        let find = |events: &[Event]| events.iter().rfind(is_it).cloned();
+        if let Some(event) = self.ctrd.events().wait_until(STAMP_LIMIT, find) {
+            self.ctrd.watch().stamped_before(&event, returned);
+        }
+    }
+
+    fn judge_state(&self, state: &StateResponse, pid: u32, expected: &[Status]) {
+        let right = state.status.enum_value().is_ok_and(|status| expected.contains(&status));
+        if !right || state.pid != pid || state.id != self.bundle.id() {
+            let seen = format!("{:?}, pid {}, id `{}`", state.status, state.pid, state.id);
+            let expected = format!("{expected:?}, pid {pid}, id `{}`", self.bundle.id());
+            self.ctrd.watch().report(promise::STATE_TRUE, seen, expected);
+        }
+    }
+
+    /// What the daemon does when a client deletes a container that has ended: State, Delete, and the shim's
+    /// end as in [`Shim::end`].
+    pub fn remove(&mut self) -> Result<DeleteResponse> {
+        let state = self.task.state()?;
+        self.judge_state(&state, state.pid, &[Status::STOPPED]);
+        let deleted = self.task.delete()?;
+        self.end()?;
+        Ok(deleted)
+    }
+
+    /// What follows a Delete: Shutdown, the end of the connection, the `delete` action, the end of the bundle.
+    /// The action is run twice, since a restarted daemon may (contract 2.6).
+    pub fn end(&mut self) -> Result<()> {
+        self.task.shutdown()?;
+        self.disconnect();
+        for _ in 0..2 {
+            let output = self.delete_output()?;
+            if let Err(reason) = read_delete(&output) {
+                self.ctrd.watch().report(
+                    promise::DELETE_IDEMPOTENT,
+                    reason,
+                    "success after a normal deletion",
+                );
+            }
+        }
+        self.ctrd.settle();
+        super::leaks::check_bundle(&self.ctrd, &self.bundle);
+        self.bundle.remove()?;
+        self.expect_end();
+        Ok(())
+    }
+
+    /// Ends the connection, as the daemon does.
+    pub fn disconnect(&self) {
+        self.hang_up.now();
+    }
+
+    /// Runs the `delete` action and reads its answer.
+    pub fn delete_action(&self) -> Result<DeleteResponse> {
+        let output = self.delete_output()?;
+        read_delete(&output).map_err(|reason| {
+            let promise = if output.success() { promise::DELETE_ANSWER } else { promise::DELETE_QUICK };
+            self.ctrd.broken_now(promise, reason, "0 within 5 s, and an answer or nothing on stdout")
+        })
+    }
+
+    fn delete_output(&self) -> Result<Output> {
+        let running = self.ctrd.timeline().call(format!("delete {}", self.bundle.id()));
+        let output = self.ctrd.launch(&self.binary, &self.bundle, "delete").run()?;
+        running.done(match read_delete(&output) {
+            Ok(answer) => format!("status {}", answer.exit_status),
+            Err(reason) => reason,
+        });
+        Ok(output)
+    }
+
+    /// The server ends once the last of its containers is gone; before that it must not.
+    fn expect_end(&self) {
+        let left = {
+            let mut addresses = self.ctrd.addresses();
+            let count = addresses.entry(self.socket()).or_insert(1);
+            *count = count.saturating_sub(1);
+            *count
+        };
+        for server in &self.servers {
+            if left > 0 && !server.is_alive() {
+                let seen = format!("the server ended while {left} containers were left");
+                self.ctrd.watch().report(promise::DELETE_SPARES_GROUP, seen, "a server that serves them");
+            } else if left == 0 && !server.ended_within(END_LIMIT) {
+                let seen = format!("{} alive after {END_LIMIT:?}", process::describe(server.pid()));
+                self.ctrd.watch().report(promise::SHUTDOWN_ENDS, seen, "its end");
+            }
+        }
+    }
+
+    /// What the daemon does when Create or Start failed or a client lost interest: kill, delete, shut down,
+    /// hang up, `delete` action, bundle removed. Errors are in the timeline only.
+    pub fn abandon(&mut self) {
+        let task = self.task.within(Duration::from_secs(5));
+        match task.kill_with(Signal::KILL, true) {
+            Ok(()) => drop(task.wait().answer(Duration::from_secs(5))),
+            Err(failure) if failure.code() == Some(Code::Unavailable) => {}
+            Err(_) => {}
+        }
+        let _ = task.delete();
+        let _ = task.shutdown();
+        self.disconnect();
+        let _ = self.delete_output();
+        let _ = self.bundle.remove();
+        self.expect_end();
+    }
+}
+
+/// An answer, or nothing, from a `delete` that succeeded (contract 2.6).
+fn read_delete(output: &Output) -> std::result::Result<DeleteResponse, String> {
+    if output.kept_open || !output.success() {
+        let kept = if output.kept_open { ", and something keeps its output open" } else { "" };
+        return Err(format!("{output}{kept}"));
+    }
+    DeleteResponse::parse_from_bytes(&output.stdout)
+        .map_err(|error| format!("no `DeleteResponse` on stdout: {error}"))
+}
