@@ -2,7 +2,6 @@
 //! Calls block, are written to the timeline, and tell the judge what the shim answered.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -364,7 +363,7 @@ pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 
-fn refused(method: &str, error: ttrpc::Error) -> Failure {
+pub(crate) fn refused(method: &str, error: ttrpc::Error) -> Failure {
     match error {
         ttrpc::Error::RpcStatus(status) => Failure::call(method, code(status.code.value()), status.message),
         // The client's own words for a deadline, the one case that it does not tell by type.
@@ -400,8 +399,7 @@ fn code(number: i32) -> Code {
 }
 
 /// Closes a connection at once, whatever threads still hold it.
-#[derive(Clone)]
-pub(crate) struct HangUp(pub(crate) Arc<std::os::unix::net::UnixStream>);
+pub(crate) struct HangUp(pub(crate) std::os::unix::net::UnixStream);
 
 impl HangUp {
     pub(crate) fn now(&self) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::unistd::geteuid;
 use tempfile::TempDir;
@@ -22,7 +22,7 @@ use super::events::Events;
 use super::failure::{Broken, Doing, Failure, Result};
 use super::launch::{Launch, Output, printable};
 use super::process::Process;
-use super::shim::Shim;
+use super::shim::{Shim, Started};
 use super::stdio::{Mode, Stdio};
 use super::timeline::Timeline;
 use super::watch::Watch;
@@ -308,7 +308,6 @@ impl FakeContainerd {
         let binary = fs::canonicalize(binary.as_ref())
             .doing(|| format!("cannot find the shim `{}`", binary.as_ref().display()))?;
         let before = process::related_to(&self.path_text(""));
-        let began = Instant::now();
         let running = self.0.timeline.call(format!("start {}", bundle.id()));
         let output = self.launch(&binary, bundle, "start").run()?;
         let answer = self.judge_start(&output, &before);
@@ -316,17 +315,24 @@ impl FakeContainerd {
             Ok(answer) => format!("{} v{}", answer.address, answer.version),
             Err(_) => output.to_string(),
         });
-        let answer = answer.map_err(|failure| failure.with(&self.0.timeline))?;
-        let started = began.elapsed();
-        let shim = self.connect(binary, bundle, answer, began, started)?;
+        self.take(binary, bundle, answer.map_err(|failure| failure.with(&self.0.timeline))?, output.took)
+    }
+
+    /// Takes the answer of a `start` that was run by hand, from [`FakeContainerd::launch`], and connects.
+    pub fn take_start(&self, binary: impl Into<PathBuf>, bundle: &Bundle, output: &Output) -> Result<Shim> {
+        let answer = self.judge_start(output, &process::related_to(&self.path_text("")))?;
+        self.take(binary.into(), bundle, answer, output.took)
+    }
+
+    fn take(&self, binary: PathBuf, bundle: &Bundle, answer: Answer, took: Duration) -> Result<Shim> {
+        let shim = self.connect(binary, bundle, answer, took)?;
         self.write_down(&shim, bundle)?;
         Ok(shim)
     }
 
     /// Serves a further container by a running shim of version 3, without `start` (contract 0.3).
     pub fn attach(&self, shim: &Shim, bundle: &Bundle) -> Result<Shim> {
-        let began = Instant::now();
-        self.connect(shim.binary().to_owned(), bundle, shim.answer().clone(), began, Duration::ZERO)
+        self.connect(shim.binary().to_owned(), bundle, shim.answer().clone(), Duration::ZERO)
     }
 
     fn judge_start(&self, output: &Output, before: &[Pid]) -> Result<Answer> {
@@ -377,14 +383,7 @@ impl FakeContainerd {
         Failure::broken(vec![broken]).with(&self.0.timeline)
     }
 
-    fn connect(
-        &self,
-        binary: PathBuf,
-        bundle: &Bundle,
-        answer: Answer,
-        began: Instant,
-        started: Duration,
-    ) -> Result<Shim> {
+    fn connect(&self, binary: PathBuf, bundle: &Bundle, answer: Answer, took: Duration) -> Result<Shim> {
         let path = answer.path().map_err(Failure::setup)?;
         self.judge_socket(&path);
         // Once, at once, without a retry (contract 2.5).
@@ -410,16 +409,7 @@ impl FakeContainerd {
             exec_id: String::new(),
             limit: None,
         };
-        Ok(Shim::new(
-            self.clone(),
-            bundle.clone(),
-            binary,
-            answer,
-            task,
-            stream,
-            servers,
-            [began.elapsed(), started],
-        ))
+        Ok(Shim::new(self.clone(), bundle.clone(), Started { binary, answer, took, servers }, task, stream))
     }
 
     fn metadata(&self) -> Vec<KeyValue> {

@@ -11,6 +11,9 @@ use protobuf::Message;
 use ttrpc::proto::{MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE};
 use ttrpc::{Request, Response};
 
+use super::client::refused;
+use super::failure::{Doing, Result};
+
 const HEADER: usize = 10;
 
 /// One frame: header and body.
@@ -125,6 +128,16 @@ impl RawConnection {
                 return Response::parse_from_bytes(&frame.body).map_err(io::Error::other);
             }
         }
+    }
+
+    /// Calls a method by its messages; an answer that is no success is a [`Failure`] with its code.
+    pub fn ask<Q: Message, R: Message>(&mut self, service: &str, method: &str, request: &Q) -> Result<R> {
+        let payload = request.write_to_bytes().doing(|| "cannot encode a request")?;
+        let response = self.call(service, method, payload).doing(|| method.to_owned())?;
+        if response.status.code.value() != 0 {
+            return Err(refused(method, ttrpc::Error::RpcStatus(response.status.unwrap_or_default())));
+        }
+        R::parse_from_bytes(&response.payload).doing(|| format!("cannot decode the answer to `{method}`"))
     }
 }
 

@@ -4,7 +4,6 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteResponse, StateResponse, Status};
@@ -31,33 +30,32 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long an event may take before its promise of order is not looked at.
 const STAMP_LIMIT: Duration = Duration::from_secs(2);
 
+/// What `start` led to.
+pub(crate) struct Started {
+    pub(crate) binary: PathBuf,
+    pub(crate) answer: Answer,
+    pub(crate) took: Duration,
+    pub(crate) servers: Vec<Process>,
+}
+
 /// A shim's connection for one bundle.
 pub struct Shim {
     ctrd: FakeContainerd,
     bundle: Bundle,
-    binary: PathBuf,
-    answer: Answer,
+    started: Started,
     task: Task,
     hang_up: HangUp,
-    servers: Vec<Process>,
-    connected: Duration,
-    started: Duration,
 }
 
 impl Shim {
-    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made all of them")]
     pub(crate) fn new(
         ctrd: FakeContainerd,
         bundle: Bundle,
-        binary: PathBuf,
-        answer: Answer,
+        started: Started,
         task: Task,
         stream: UnixStream,
-        servers: Vec<Process>,
-        [connected, started]: [Duration; 2],
     ) -> Self {
-        let hang_up = HangUp(Arc::new(stream));
-        Self { ctrd, bundle, binary, answer, task, hang_up, servers, connected, started }
+        Self { ctrd, bundle, started, task, hang_up: HangUp(stream) }
     }
 
     /// The task service, aimed at the bundle's container.
@@ -72,33 +70,28 @@ impl Shim {
 
     /// Its binary.
     pub fn binary(&self) -> &Path {
-        &self.binary
+        &self.started.binary
     }
 
     /// What `start` answered.
     pub fn answer(&self) -> &Answer {
-        &self.answer
+        &self.started.answer
     }
 
     /// The path of its socket.
     pub fn socket(&self) -> PathBuf {
         // The answer was taken, so its path is one.
-        self.answer.path().unwrap_or_default()
+        self.started.answer.path().unwrap_or_default()
     }
 
-    /// How long `start` took.
+    /// How long `start` took; zero for one that was attached.
     pub fn start_took(&self) -> Duration {
-        self.started
-    }
-
-    /// How long it took from the beginning of `start` until the connection stood.
-    pub fn connect_took(&self) -> Duration {
-        self.connected
+        self.started.took
     }
 
     /// The process that listens on the socket, for example to be killed.
     pub fn server(&self) -> Result<&Process> {
-        self.servers
+        self.started.servers
             .first()
             .ok_or_else(|| Failure::setup(format!("nobody listens on `{}`", self.socket().display())))
     }
@@ -213,7 +206,7 @@ impl Shim {
 
     fn delete_output(&self) -> Result<Output> {
         let running = self.ctrd.timeline().call(format!("delete {}", self.bundle.id()));
-        let output = self.ctrd.launch(&self.binary, &self.bundle, "delete").run()?;
+        let output = self.ctrd.launch(&self.started.binary, &self.bundle, "delete").run()?;
         running.done(match read_delete(&output) {
             Ok(answer) => format!("status {}", answer.exit_status),
             Err(reason) => reason,
@@ -229,7 +222,7 @@ impl Shim {
             *count = count.saturating_sub(1);
             *count
         };
-        for server in &self.servers {
+        for server in &self.started.servers {
             if left > 0 && !server.is_alive() {
                 let seen = format!("the server ended while {left} containers were left");
                 self.ctrd.watch().report(promise::DELETE_SPARES_GROUP, seen, "a server that serves them");
