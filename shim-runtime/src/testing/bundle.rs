@@ -26,6 +26,9 @@ use super::stdio::{Mode, Stdio};
 /// The annotation by which the Go shim groups containers (contract 4).
 pub const GROUP: &str = "io.containerd.runc.v2.group";
 
+/// Any time will do: whoever waits is woken by the other end.
+const IDLE: Duration = Duration::from_hours(1);
+
 /// How much of a shim's log is kept.
 const LOG_LIMIT: usize = 1 << 20;
 
@@ -330,7 +333,7 @@ impl Log {
 fn read_log(mut fifo: File, stopped: &PipeReader, sink: &Mutex<Vec<u8>>) {
     let mut buffer = [0; 4096];
     loop {
-        let ready = wait_readable(&[fifo.as_fd(), stopped.as_fd()], Duration::from_secs(3600));
+        let ready = wait_readable(&[fifo.as_fd(), stopped.as_fd()], IDLE);
         match ready.as_deref() {
             Ok([true, _]) => {
                 let Ok(count) = fifo.read(&mut buffer) else { return };

@@ -170,7 +170,9 @@ impl Task {
     /// Create, with any request.
     pub fn create_with(&self, request: &CreateTaskRequest) -> Result<CreateTaskResponse> {
         let tell = |answer: &CreateTaskResponse| format!("pid {}", answer.pid);
-        let answer: CreateTaskResponse = self.call_told("Create", request, CLIENT_LIMIT, tell)?;
+        let answer: CreateTaskResponse = self
+            .call_told("Create", request, CLIENT_LIMIT, tell)
+            .inspect_err(|_| self.watch.refused(&request.id))?;
         self.watch.answer(&request.id, "", &Answer::Created { pid: answer.pid });
         Ok(answer)
     }

@@ -303,10 +303,19 @@ impl FakeContainerd {
         (env, daemons.map(OsString::from).into())
     }
 
-    /// Runs `start` in the bundle, takes its answer as the daemon does and connects.
+    /// Runs `start` in the bundle, takes its answer as the daemon does and connects. When that fails the bundle
+    /// is removed (contract 2.5); run [`FakeContainerd::launch`] by hand to look at what is in it then.
     pub fn start(&self, binary: impl AsRef<Path>, bundle: &Bundle) -> Result<Shim> {
-        let binary = fs::canonicalize(binary.as_ref())
-            .doing(|| format!("cannot find the shim `{}`", binary.as_ref().display()))?;
+        let shim = self.start_in(binary.as_ref(), bundle);
+        if shim.is_err() {
+            let _ = bundle.remove();
+        }
+        shim
+    }
+
+    fn start_in(&self, binary: &Path, bundle: &Bundle) -> Result<Shim> {
+        let binary =
+            fs::canonicalize(binary).doing(|| format!("cannot find the shim `{}`", binary.display()))?;
         let before = process::related_to(&self.path_text(""));
         let running = self.0.timeline.call(format!("start {}", bundle.id()));
         let output = self.launch(&binary, bundle, "start").run()?;

@@ -152,7 +152,7 @@ impl Events {
                 while let Ok((stream, _)) = listener.accept() {
                     let (Some(shared), Ok(copy)) = (shared.upgrade(), stream.try_clone()) else { return };
                     lock(&connections).push(copy);
-                    thread::spawn(move || Self(shared).connection(stream));
+                    thread::spawn(move || Self(shared).connection(&stream));
                 }
             }
         });
@@ -197,10 +197,10 @@ impl Events {
         }
     }
 
-    fn connection(self, stream: UnixStream) {
-        while let Ok(Some(frame)) = Frame::read_from(&stream) {
+    fn connection(&self, stream: &UnixStream) {
+        while let Ok(Some(frame)) = Frame::read_from(stream) {
             let response = self.answer(&frame.body);
-            if Frame::response(frame.stream, &response).and_then(|frame| frame.write_to(&stream)).is_err() {
+            if Frame::response(frame.stream, &response).and_then(|frame| frame.write_to(stream)).is_err() {
                 return;
             }
         }

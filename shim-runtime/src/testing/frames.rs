@@ -55,14 +55,14 @@ impl Frame {
                 Err(error) => return Err(error),
             }
         }
-        let [a, b, c, d, e, f, g, h, kind, flags] = header;
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = header;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
         if length > MESSAGE_LENGTH_MAX {
             return Err(io::Error::other(format!("a frame of {length} bytes; the limit is 4 MiB")));
         }
         let mut body = vec![0; length];
         from.read_exact(&mut body)?;
-        Ok(Some(Self { stream: u32::from_be_bytes([e, f, g, h]), kind, flags, body }))
+        Ok(Some(Self { stream: u32::from_be_bytes([s0, s1, s2, s3]), kind, flags, body }))
     }
 
     /// Writes the frame in one piece.

@@ -47,24 +47,24 @@ pub(crate) fn check(ctrd: &FakeContainerd) {
         let names: Vec<_> = left.into_iter().map(process::describe).collect();
         watch.report(promise::LEAK_PROCESS, names.join(", "), "no process");
     }
-    report(watch, promise::LEAK_SOCKET, sockets(ctrd));
-    report(watch, promise::LEAK_MOUNT, mounts(ctrd.root()));
-    report(watch, promise::LEAK_CGROUP, cgroups(ctrd.namespace()));
+    report(watch, promise::LEAK_SOCKET, &sockets(ctrd));
+    report(watch, promise::LEAK_MOUNT, &mounts(ctrd.root()));
+    report(watch, promise::LEAK_CGROUP, &cgroups(ctrd.namespace()));
     let mut files = below(&ctrd.root().join("run"));
     files.extend(below(&ctrd.root().join("state").join(ctrd.namespace())));
-    report(watch, promise::LEAK_FILE, files);
+    report(watch, promise::LEAK_FILE, &files);
 }
 
 /// Reports what is wrong with a bundle just before the daemon removes it.
 pub(crate) fn check_bundle(ctrd: &FakeContainerd, bundle: &Bundle) {
     let known =
         |path: &PathBuf| path.file_name().is_some_and(|name| BUNDLE_FILES.iter().any(|known| name == *known));
-    let unknown = below(bundle.path()).into_iter().filter(|path| !known(path)).collect();
-    report(ctrd.watch(), promise::LEAK_FILE, unknown);
-    report(ctrd.watch(), promise::LEAK_ROOTFS, below(&bundle.path().join("rootfs")));
+    let unknown: Vec<_> = below(bundle.path()).into_iter().filter(|path| !known(path)).collect();
+    report(ctrd.watch(), promise::LEAK_FILE, &unknown);
+    report(ctrd.watch(), promise::LEAK_ROOTFS, &below(&bundle.path().join("rootfs")));
 }
 
-fn report(watch: &Watch, promise: &'static promise::Promise, left: Vec<PathBuf>) {
+fn report(watch: &Watch, promise: &'static promise::Promise, left: &[PathBuf]) {
     if !left.is_empty() {
         let names: Vec<_> = left.iter().map(|path| format!("`{}`", path.display())).collect();
         watch.report(promise, names.join(", "), "nothing");
@@ -83,7 +83,7 @@ fn outlives(pid: Pid) -> bool {
 fn processes(root: &Path, watch: &Watch) -> Vec<Pid> {
     let mut found: BTreeSet<_> = process::related_to(&root.to_string_lossy()).into_iter().collect();
     watch.with_processes(|all| {
-        found.extend(all.iter().filter(|process| process.is_alive()).map(Process::pid))
+        found.extend(all.iter().filter(|process| process.is_alive()).map(Process::pid));
     });
     // A container that is a thread has its shim's pid; a test may serve one itself.
     found.remove(&Pid::own());
@@ -103,7 +103,7 @@ fn names<'a>(root: &Path, namespace: &str, groups: impl IntoIterator<Item = &'a 
     let address = root.join("c.sock");
     let name = |group: &String| {
         let hash = Sha256::digest(format!("{}/{namespace}/{group}", address.display()));
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        hash.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     };
     groups.into_iter().map(name).collect()
 }

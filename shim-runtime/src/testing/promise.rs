@@ -93,6 +93,8 @@ promises! {
         "a Create that succeeded is followed by exactly one create event"
     EVENT_CREATE_BEFORE_RETURN "event.create-before-return" Should "6.3"
         "the create event is stamped before Create answers"
+    EVENT_NONE_IF_REFUSED "event.none-if-refused" Must "6.3"
+        "a Create that failed is followed by no event, least of all by an exit"
     EVENT_START_AFTER_CREATE "event.start-after-create" Must "6.4"
         "a start event comes after the create event, and once for each Start that succeeded"
     EVENT_EXIT_AFTER_START "event.exit-after-start" Must "6.4"

@@ -91,7 +91,8 @@ impl Shim {
 
     /// The process that listens on the socket, for example to be killed.
     pub fn server(&self) -> Result<&Process> {
-        self.started.servers
+        self.started
+            .servers
             .first()
             .ok_or_else(|| Failure::setup(format!("nobody listens on `{}`", self.socket().display())))
     }

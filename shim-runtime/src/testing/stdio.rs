@@ -48,7 +48,7 @@ pub struct Stdio {
     shared: Arc<Shared>,
     stdin: Mutex<Option<Sender<Vec<u8>>>>,
     /// Its end tells the readers to stop.
-    _stop: Option<PipeWriter>,
+    stop: Option<PipeWriter>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Stdio {
     pub(crate) fn new(dir: &Path, mode: Mode, terminal: bool) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut stdio =
-            Self { mode, terminal, dir: dir.to_owned(), shared, stdin: Mutex::default(), _stop: None };
+            Self { mode, terminal, dir: dir.to_owned(), shared, stdin: Mutex::default(), stop: None };
         if mode == Mode::Null {
             return Ok(stdio);
         }
@@ -77,7 +77,7 @@ impl Stdio {
             mkfifo(path.as_str(), Permissions::S_IRWXU).doing(|| format!("cannot make the FIFO `{path}`"))?;
         }
         let (stopped, stop) = io::pipe()?;
-        stdio._stop = Some(stop);
+        stdio.stop = Some(stop);
         let outputs = [(stdio.stdout(), false), (stdio.stderr(), true)];
         for (path, is_stderr) in outputs.into_iter().filter(|(path, _)| !path.is_empty()) {
             lock(&stdio.shared.streams).open += 1;
@@ -142,7 +142,7 @@ impl Stdio {
     }
 
     /// Closes the client's end of stdin once everything is written. The process sees the end of it only after
-    /// CloseIO too (contract 5.3).
+    /// `CloseIO` too (contract 5.3).
     pub fn close_stdin(&self) {
         lock(&self.stdin).take();
     }
@@ -207,7 +207,7 @@ impl Shared {
         let mut fifo = File::open(path)?;
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let ready = wait_readable(&[fifo.as_fd(), stopped.as_fd()], Duration::from_secs(3600))?;
+            let ready = wait_readable(&[fifo.as_fd(), stopped.as_fd()], Duration::from_hours(1))?;
             if ready[1] {
                 return Ok(());
             }
@@ -245,6 +245,7 @@ fn pass(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
 
 impl Drop for Stdio {
     fn drop(&mut self) {
+        drop(self.stop.take());
         // A background open that nobody ever answered would wait for ever.
         for path in [self.stdin(), self.stdout(), self.stderr()].iter().filter(|path| !path.is_empty()) {
             let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);

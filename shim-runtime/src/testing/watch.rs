@@ -1,7 +1,7 @@
 //! The judge: hears every event and every answer of the shim and notes the promises that were broken.
 //! It knows what each process went through, and nothing of how it is driven.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,7 @@ pub(crate) struct Watch {
 #[derive(Default)]
 struct State {
     broken: Vec<Broken>,
+    refused: HashSet<String>,
     records: HashMap<(Name, u32), Record>,
     lives: HashMap<Name, Lives>,
     pids: Vec<Process>,
@@ -138,6 +139,17 @@ impl Watch {
         }
     }
 
+    /// Hears of a Create that failed.
+    pub(crate) fn refused(&self, container: &str) {
+        let mut state = lock(&self.state);
+        let told = &state.told(container, "").told;
+        if told.created || told.exits > 0 {
+            let seen = format!("an event of `{container}` whose Create failed");
+            self.note(&mut state, broken(promise::EVENT_NONE_IF_REFUSED, seen, "none"));
+        }
+        state.refused.insert(container.to_owned());
+    }
+
     /// Holds the event of a call to the call's return. `returned` is when the answer came.
     pub(crate) fn stamped_before(&self, event: &Event, returned: SystemTime) {
         if event.stamped > returned + STAMP_TOLERANCE {
@@ -184,6 +196,10 @@ impl State {
     fn judge_event(&mut self, event: &Event) -> Vec<Broken> {
         let (container, exec) = (event.container.as_str(), event.exec.as_str());
         let mut found = Vec::new();
+        if self.refused.contains(container) {
+            let seen = format!("`{event}`, and Create failed");
+            found.push(broken(promise::EVENT_NONE_IF_REFUSED, seen, "no event"));
+        }
         let told = &self.told(container, exec).told;
         // No event tells that an exec was deleted (contract 6.4), so a second exec-added begins its new life.
         let anew = match event.what {
@@ -231,6 +247,9 @@ impl State {
             self.pids.extend(opened);
         }
         let name = name(container, exec);
+        if let Answer::Created { .. } = answer {
+            self.refused.remove(container);
+        }
         let begins = matches!(answer, Answer::Created { .. } | Answer::ExecAdded);
         if begins && self.called(container, exec).called.deleted {
             self.lives(container, exec).called += 1;
@@ -433,7 +452,9 @@ mod tests {
     /// The names of what these events, in this order, break.
     fn judge(events: &[Event]) -> Vec<&'static str> {
         let watch = Watch::new(Timeline::new());
-        events.iter().for_each(|event| watch.event(event));
+        for event in events {
+            watch.event(event);
+        }
         watch.broken().iter().map(|broken| broken.promise.name).collect()
     }
 
@@ -481,6 +502,26 @@ mod tests {
         watch.answer("c1", "", &Answer::Exited { source: "State", exit: Exit { status: 4, at: AT } });
         let names: Vec<_> = watch.broken().iter().map(|broken| broken.promise.name).collect();
         assert_eq!(names, ["exit.same-time-everywhere", "exit.same-status-everywhere"]);
+    }
+
+    #[test]
+    fn a_refused_create_must_stay_without_events() {
+        let watch = Watch::new(Timeline::new());
+        watch.refused("c1");
+        watch.answer("c1", "", &Answer::Created { pid: 7 });
+        watch.event(&create());
+        assert_eq!(watch.broken(), []);
+        for late in [false, true] {
+            let watch = Watch::new(Timeline::new());
+            if late {
+                watch.event(&create());
+            }
+            watch.refused("c1");
+            if !late {
+                watch.event(&create());
+            }
+            assert_eq!(watch.broken()[0].promise.name, "event.none-if-refused");
+        }
     }
 
     #[test]
