@@ -32,6 +32,9 @@ use crate::Pid;
 /// `start` has no deadline but its client's; this is one that a person would lose patience at.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long what a failed `start` has killed may take to end.
+const FAILED_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long events may take to arrive after what they tell of.
 const EVENT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -372,7 +375,9 @@ impl FakeContainerd {
     /// Nobody calls `delete` after a `start` that failed (contract 2.5).
     fn judge_failed_start(&self, before: &[Pid]) {
         let left = process::related_to(&self.path_text("")).into_iter().filter(|pid| !before.contains(pid));
-        let left: Vec<_> = left.map(process::describe).collect();
+        // A server that was killed may take its time to end.
+        let left: Vec<_> =
+            left.filter(|pid| leaks::outlives(*pid, FAILED_LIMIT)).map(process::describe).collect();
         let sockets = if self.addresses().is_empty() { leaks::sockets(self) } else { Vec::new() };
         let all: Vec<_> =
             left.into_iter().chain(sockets.iter().map(|path| format!("`{}`", path.display()))).collect();

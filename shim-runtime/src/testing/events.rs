@@ -112,7 +112,16 @@ struct Shared {
     watch: Watch,
     seen: Mutex<Vec<Event>>,
     arrival: Condvar,
+    /// Held from the taking of an event to its answer, so that stopping comes between two events.
+    answering: Mutex<Answering>,
     serving: Mutex<Option<Serving>>,
+}
+
+#[derive(Default)]
+struct Answering {
+    lose_next: bool,
+    /// What was taken but not acknowledged; the shim must send it again.
+    lost: Vec<Envelope>,
 }
 
 struct Serving {
@@ -130,6 +139,7 @@ impl Events {
             watch,
             seen: Mutex::default(),
             arrival: Condvar::new(),
+            answering: Mutex::default(),
             serving: Mutex::default(),
         }));
         events.resume()?;
@@ -164,8 +174,15 @@ impl Events {
     pub fn stop(&self) {
         let Some(serving) = lock(&self.0.serving).take() else { return };
         self.0.timeline.note("events service gone");
+        let _between_two_events = lock(&self.0.answering);
         let _ = fs::remove_file(&self.0.path);
         serving.end();
+    }
+
+    /// Takes the next event and cuts the connection before acknowledging it, as a daemon that is killed in
+    /// between. The shim must send it again; the second copy is not counted.
+    pub fn lose_next_answer(&self) {
+        lock(&self.0.answering).lose_next = true;
     }
 
     /// All events so far, in the order of their arrival.
@@ -199,14 +216,19 @@ impl Events {
 
     fn connection(&self, stream: &UnixStream) {
         while let Ok(Some(frame)) = Frame::read_from(stream) {
-            let response = self.answer(&frame.body);
+            let mut answering = lock(&self.0.answering);
+            let response = self.answer(&frame.body, &mut answering);
+            if std::mem::take(&mut answering.lose_next) {
+                let _ = stream.shutdown(Shutdown::Both);
+                return;
+            }
             if Frame::response(frame.stream, &response).and_then(|frame| frame.write_to(stream)).is_err() {
                 return;
             }
         }
     }
 
-    fn answer(&self, body: &[u8]) -> Response {
+    fn answer(&self, body: &[u8], answering: &mut Answering) -> Response {
         let refuse = |code, message: String| Response {
             status: protobuf::MessageField::some(ttrpc::get_status(code, message)),
             ..Response::default()
@@ -227,7 +249,15 @@ impl Events {
             self.0.watch.report(promise::EVENT_ENVELOPE, seen, "an envelope that the daemon takes");
             return refuse(Code::INVALID_ARGUMENT, reason);
         }
-        self.take(&envelope);
+        if let Some(index) = answering.lost.iter().position(|lost| *lost == envelope) {
+            answering.lost.swap_remove(index);
+            self.0.timeline.note(format!("`{}` again, after its answer was lost", envelope.topic));
+        } else {
+            self.take(&envelope);
+        }
+        if answering.lose_next {
+            answering.lost.push(envelope);
+        }
         let payload = Empty::new().write_to_bytes().unwrap_or_default();
         Response {
             status: protobuf::MessageField::some(ttrpc::get_status(Code::OK, "")),
@@ -461,6 +491,18 @@ mod tests {
         let names: Vec<_> = watch.broken().iter().map(|broken| broken.promise.name).collect();
         assert!(names.contains(&"event.envelope") && names.contains(&"event.type"), "{names:?}");
         assert_eq!(events.all().len(), 1);
+    }
+
+    #[test]
+    fn an_event_whose_answer_was_lost_counts_once() {
+        let (dir, events, _) = service();
+        let socket = dir.path().join("e");
+        events.lose_next_answer();
+        assert!(publish(&socket, exit(3)).is_err());
+        publish(&socket, exit(3)).unwrap();
+        assert_eq!(events.all().len(), 1);
+        publish(&socket, exit(3)).unwrap();
+        assert_eq!(events.all().len(), 2);
     }
 
     #[test]

@@ -42,7 +42,8 @@ const BUNDLE_FILES: [&str; 15] = [
 /// Reports everything that is left of a run whose containers are all gone.
 pub(crate) fn check(ctrd: &FakeContainerd) {
     let watch = ctrd.watch();
-    let left: Vec<_> = processes(ctrd.root(), watch).into_iter().filter(|pid| outlives(*pid)).collect();
+    let left: Vec<_> =
+        processes(ctrd.root(), watch).into_iter().filter(|pid| outlives(*pid, END_LIMIT)).collect();
     if !left.is_empty() {
         let names: Vec<_> = left.into_iter().map(process::describe).collect();
         watch.report(promise::LEAK_PROCESS, names.join(", "), "no process");
@@ -75,8 +76,9 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-fn outlives(pid: Pid) -> bool {
-    Process::open(pid).is_ok_and(|process| !process.ended_within(END_LIMIT))
+/// Whether a process is still there after that time.
+pub(crate) fn outlives(pid: Pid, limit: Duration) -> bool {
+    Process::open(pid).is_ok_and(|process| !process.ended_within(limit))
 }
 
 /// Processes that name the run, or that the shim told of.
