@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -144,6 +144,11 @@ impl Events {
         }));
         events.resume()?;
         Ok(events)
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// Takes connections, again after [`Events::stop`]; nothing changes if it does already.
@@ -410,7 +415,7 @@ fn message_of(topic: &str) -> Option<&'static str> {
 
 /// Publishes an event as a shim would, for tests of the stand-in itself.
 #[cfg(test)]
-pub(crate) fn publish(socket: &std::path::Path, envelope: Envelope) -> std::io::Result<Response> {
+pub(crate) fn publish(socket: &Path, envelope: Envelope) -> std::io::Result<Response> {
     let mut connection = super::frames::RawConnection::connect(socket)?;
     let forward =
         ForwardRequest { envelope: protobuf::MessageField::some(envelope), ..ForwardRequest::default() };
