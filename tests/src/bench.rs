@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::ProgressBar;
+use shim_runtime::testing::Dialect;
 use shim_runtime::testing::api::{ConnectRequest, ConnectResponse, StateRequest, StateResponse};
 use shim_runtime::testing::bootstrap::Answer;
 use shim_runtime::testing::{Failure, FakeContainerd, RawConnection, Result, Shim};
@@ -74,11 +75,13 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
             .and_then(|file| file.sync_all())
             .map_err(|error| Failure::setup(format!("cannot open `{}`: {error}", shim.display())))?;
     }
+    // The first round of each is not counted: it reads the files, and finds the dialect.
+    let dialects = bench.shims.iter().map(|shim| dialect(bench, shim)).collect::<Result<Vec<_>>>()?;
     let mut samples = vec![Vec::new(); bench.shims.len()];
     let progress = ProgressBar::new(u64::from(bench.rounds) * bench.shims.len() as u64);
     for _ in 0..bench.rounds {
-        for (shim, samples) in bench.shims.iter().zip(&mut samples) {
-            samples.push(round(bench, shim)?);
+        for ((shim, dialect), samples) in bench.shims.iter().zip(&dialects).zip(&mut samples) {
+            samples.push(round(bench, shim, *dialect)?);
             progress.inc(1);
         }
     }
@@ -86,9 +89,20 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
     Ok(samples)
 }
 
+/// The dialect that was asked for, or the legacy one for a shim that does not understand that.
+fn dialect(bench: &Bench, shim: &Path) -> Result<Dialect> {
+    let asked = bench.play.bootstrap;
+    let Err(failure) = round(bench, shim, asked) else { return Ok(asked) };
+    if asked != Dialect::LEGACY && round(bench, shim, Dialect::LEGACY).is_ok() {
+        eprintln!("shimctl: `{}` is started as by containerd {}", shim.display(), Dialect::LEGACY);
+        return Ok(Dialect::LEGACY);
+    }
+    Err(failure)
+}
+
 /// One start of one binary, with one container.
-fn round(bench: &Bench, binary: &Path) -> Result<Sample> {
-    let mut builder = FakeContainerd::builder(bench.play.bootstrap);
+fn round(bench: &Bench, binary: &Path, dialect: Dialect) -> Result<Sample> {
+    let mut builder = FakeContainerd::builder(dialect);
     match bench.play.task {
         Some(TaskVersion::V2) => builder = builder.task_version(2),
         Some(TaskVersion::V3) => builder = builder.task_version(3),

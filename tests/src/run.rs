@@ -17,13 +17,20 @@ use crate::{Play, TaskVersion};
 /// The status for a run that did not come to the container's own, or in which a promise was broken.
 const BROKEN: u8 = 125;
 
+/// How many signals are forwarded before the next one ends the run by force.
+const PATIENCE: u32 = 3;
+
+/// How long a forwarded signal may take.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long output may take to end after the container was deleted.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Run one container with a shim and exit with its status
 ///
 /// Makes a bundle, plays containerd's part from `start` to `delete`, passes stdin, stdout and stderr through,
-/// forwards SIGINT and SIGTERM to the container, and prints what happened on stderr.
+/// forwards SIGINT and SIGTERM to the container, and prints what happened on stderr. A fourth signal kills
+/// the shim and the container by force.
 ///
 /// The exit status is the container's; 125 when the shim broke a binding promise, left something behind, or
 /// when the run failed.
@@ -119,7 +126,7 @@ fn stand_in(run: &Run) -> Result<FakeContainerd> {
 fn play(run: &Run, ctrd: &FakeContainerd, log: &mut Option<String>) -> Result<u8> {
     let bundle = bundle(run, ctrd)?;
     let outcome = ctrd.start(&run.shim, &bundle).and_then(|mut shim| {
-        let status = live(&mut shim);
+        let status = live(ctrd, &mut shim);
         if status.is_err() {
             shim.abandon();
         }
@@ -129,9 +136,9 @@ fn play(run: &Run, ctrd: &FakeContainerd, log: &mut Option<String>) -> Result<u8
     outcome
 }
 
-fn live(shim: &mut Shim) -> Result<u8> {
+fn live(ctrd: &FakeContainerd, shim: &mut Shim) -> Result<u8> {
     let task = shim.task();
-    let handle = forward_signals(&task)?;
+    let handle = forward_signals(ctrd, &task)?;
     let waiting = shim.run()?;
     let at_end = task.clone();
     shim.bundle().stdio().feed(io::stdin(), move || drop(at_end.close_io()));
@@ -161,17 +168,22 @@ fn bundle(run: &Run, ctrd: &FakeContainerd) -> Result<Bundle> {
     builder.build()
 }
 
-/// Passes SIGINT and SIGTERM on to the container; ends when the handle is closed.
-fn forward_signals(task: &Task) -> Result<signal_hook::iterator::Handle> {
+/// Passes SIGINT and SIGTERM on to the container; ends when the handle is closed. Who asks [`PATIENCE`] times
+/// wants to be rid of it, whatever the shim says.
+fn forward_signals(ctrd: &FakeContainerd, task: &Task) -> Result<signal_hook::iterator::Handle> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let handle = signals.handle();
-    let task = task.clone();
+    let (ctrd, task) = (ctrd.clone(), task.within(KILL_LIMIT));
     thread::spawn(move || {
-        for number in &mut signals {
-            if let Ok(signal) = Signal::new(number.unsigned_abs()) {
-                // A container that has just ended is no reason to complain.
-                let _ = task.kill(signal);
+        for (count, number) in (1..).zip(&mut signals) {
+            if count > PATIENCE {
+                eprintln!("shimctl: killed by force");
+                ctrd.clean_up();
+                std::process::exit(i32::from(BROKEN));
             }
+            let (task, signal) = (task.clone(), Signal::new(number.unsigned_abs()));
+            // Beside this loop: a shim may hang. A container that has just ended is no reason to complain.
+            thread::spawn(move || signal.is_ok_and(|signal| task.kill(signal).is_ok()));
         }
     });
     Ok(handle)

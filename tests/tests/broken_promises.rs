@@ -41,7 +41,7 @@ impl Stage {
         let socket = ctrd.root().join("s/socket");
         let script = ctrd.root().join("shim");
         let text = format!(
-            "#!/bin/sh\nS={}\nfor action; do :; done\ncase $action in\nstart) {start} ;;\ndelete) {delete} ;;\nesac\n",
+            "#!/bin/sh\nS={}\nfor action; do :; done\ncase $action in\n{INFO}\nstart) {start} ;;\ndelete) {delete} ;;\nesac\n",
             socket.display()
         );
         fs::write(&script, text)?;
@@ -54,6 +54,9 @@ impl Stage {
         self.ctrd.broken().iter().map(|broken| broken.promise.name).collect()
     }
 }
+
+/// A `RuntimeInfo` with a name, in protobuf.
+const INFO: &str = r"-info) printf '\012\004liar' ;;";
 
 const ANSWER: &str = "printf unix://$S > address; cat address";
 
@@ -92,6 +95,16 @@ fn a_socket_in_the_wrong_place_or_open_to_others_is_reported() -> Done {
     fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o777))?;
     stage.ctrd.start(&stage.script, &stage.bundle)?;
     assert_eq!(stage.broken(), ["socket.private", "socket.dir"]);
+    Ok(())
+}
+
+#[test]
+fn an_info_that_fails_is_reported_and_start_goes_on() -> Done {
+    let stage = Stage::new(Dialect::V2_3, ANSWER, "true")?;
+    fs::write(&stage.script, fs::read_to_string(&stage.script)?.replace("liar'", "liar'; exit 1"))?;
+    let _listener = UnixListener::bind(&stage.socket)?;
+    stage.ctrd.start(&stage.script, &stage.bundle)?;
+    assert_eq!(stage.broken(), ["info.answer"]);
     Ok(())
 }
 
@@ -266,7 +279,10 @@ impl Drop for Sleeper {
 
 /// What a container's life with that lie breaks.
 fn broken_by(lie: &'static str) -> Result<Vec<&'static str>> {
-    let stage = Stage::new(Dialect::V1_7, ANSWER, "true")?;
+    live(&Stage::new(Dialect::V1_7, ANSWER, "true")?, lie)
+}
+
+fn live(stage: &Stage, lie: &'static str) -> Result<Vec<&'static str>> {
     let sleeper = Sleeper(Command::new("sleep").arg("60").spawn()?);
     let (events, namespace) = (stage.ctrd.events().path().to_owned(), stage.ctrd.namespace().to_owned());
     let liar = Liar { pid: sleeper.0.id(), events, namespace, lie };
@@ -283,6 +299,17 @@ fn broken_by(lie: &'static str) -> Result<Vec<&'static str>> {
     let mut broken = stage.broken();
     broken.dedup();
     Ok(broken)
+}
+
+#[test]
+fn a_delete_that_fails_after_a_normal_deletion_is_reported() -> Done {
+    let stage = Stage::new(Dialect::V1_7, ANSWER, "exit 1")?;
+    let broken = live(&stage, "")?;
+    assert_eq!(broken, ["delete.idempotent"]);
+    // The liar's socket is still there.
+    let failure = stage.ctrd.check().err().ok_or("a socket that was left was not found")?;
+    assert!(failure.promises().iter().any(|broken| broken.promise.name == "leak.socket"), "{failure:?}");
+    Ok(())
 }
 
 #[test]

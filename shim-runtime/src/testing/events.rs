@@ -171,6 +171,7 @@ impl Events {
                 }
             }
         });
+        self.0.timeline.note("events service listens");
         *serving = Some(Serving { listener, connections, accepting });
         Ok(())
     }

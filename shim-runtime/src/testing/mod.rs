@@ -44,6 +44,7 @@ mod process;
 pub mod promise;
 mod shim;
 pub mod spec;
+mod start;
 mod stdio;
 pub mod timeline;
 mod watch;

@@ -106,7 +106,12 @@ impl Shim {
     /// Start, Start, State. Promises about the answers are reported, not returned.
     pub fn run(&self) -> Result<Waiting> {
         let task = &self.task;
-        let created = task.create(&self.bundle)?;
+        let created = task.create(&self.bundle).inspect_err(|failure| {
+            if failure.code() == Some(Code::Unimplemented) {
+                let expected = format!("`{}`, as the answer of `start` says", task.service());
+                self.ctrd.watch().report(promise::TASK_SERVICE, failure.to_string(), expected);
+            }
+        })?;
         let returned = client::now();
         self.judge_created(created.pid);
         let connected = task.connect().inspect_err(|failure| self.report_connect(failure.to_string()))?;
