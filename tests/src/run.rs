@@ -138,13 +138,12 @@ fn play(run: &Run, ctrd: &FakeContainerd, log: &mut Option<String>) -> Result<u8
 
 fn live(ctrd: &FakeContainerd, shim: &mut Shim) -> Result<u8> {
     let task = shim.task();
-    let handle = forward_signals(ctrd, &task)?;
+    forward_signals(ctrd, &task)?;
     let waiting = shim.run()?;
     let at_end = task.clone();
     shim.bundle().stdio().feed(io::stdin(), move || drop(at_end.close_io()));
     let exit = waiting.answer_at_last()?;
     shim.remove()?;
-    handle.close();
     shim.bundle().stdio().finish(OUTPUT_LIMIT)?;
     Ok(u8::try_from(exit.exit_status).unwrap_or(u8::MAX))
 }
@@ -168,11 +167,10 @@ fn bundle(run: &Run, ctrd: &FakeContainerd) -> Result<Bundle> {
     builder.build()
 }
 
-/// Passes SIGINT and SIGTERM on to the container; ends when the handle is closed. Who asks [`PATIENCE`] times
+/// Passes SIGINT and SIGTERM on to the container, as long as this process lives. Who asks [`PATIENCE`] times
 /// wants to be rid of it, whatever the shim says.
-fn forward_signals(ctrd: &FakeContainerd, task: &Task) -> Result<signal_hook::iterator::Handle> {
+fn forward_signals(ctrd: &FakeContainerd, task: &Task) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let handle = signals.handle();
     let (ctrd, task) = (ctrd.clone(), task.within(KILL_LIMIT));
     thread::spawn(move || {
         for (count, number) in (1..).zip(&mut signals) {
@@ -186,7 +184,7 @@ fn forward_signals(ctrd: &FakeContainerd, task: &Task) -> Result<signal_hook::it
             thread::spawn(move || signal.is_ok_and(|signal| task.kill(signal).is_ok()));
         }
     });
-    Ok(handle)
+    Ok(())
 }
 
 impl Play {

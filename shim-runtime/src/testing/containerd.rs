@@ -311,9 +311,12 @@ impl FakeContainerd {
         self.check_leaks()
     }
 
-    /// Kills and removes what is left of this run, and nothing else. Done at the end in any case.
+    /// Kills and removes what is left of this run with all its files, and nothing else; the stand-in is of no
+    /// use after it. Done in any case when the last clone is dropped, which `exit` would prevent.
     pub fn clean_up(&self) {
+        self.events().stop();
         leaks::clean_up(self);
+        let _ = fs::remove_dir_all(self.root());
     }
 }
 
