@@ -183,6 +183,28 @@ fn events_that_happen_while_the_daemon_is_away_come_late() -> Done {
 }
 
 #[test]
+fn a_restarted_daemon_finds_the_shim_again() -> Done {
+    if !is_possible() {
+        return Ok(());
+    }
+    for dialect in [Dialect::V1_6, Dialect::V2_0] {
+        let ctrd = FakeContainerd::new(dialect)?;
+        let bundle = bundle(&ctrd, "c1", "exec sleep 1000").build()?;
+        let shim = ctrd.start(SHIM, &bundle)?;
+        shim.run()?;
+        ctrd.events().stop();
+        shim.disconnect();
+        ctrd.events().resume()?;
+        let mut shim = ctrd.adopt(SHIM, &bundle)?;
+        let waiting = shim.task().wait();
+        end(&shim.task(), &waiting)?;
+        shim.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_a_killed_server_leaves_is_found_and_removed() -> Done {
     if !is_possible() {
         return Ok(());

@@ -35,7 +35,7 @@ struct Inner {
     events: Events,
     groups: Mutex<BTreeSet<String>>,
     informed: Mutex<BTreeSet<PathBuf>>,
-    addresses: Mutex<HashMap<PathBuf, usize>>,
+    addresses: Mutex<HashMap<PathBuf, BTreeSet<String>>>,
     clients: Mutex<usize>,
 }
 
@@ -214,8 +214,8 @@ impl FakeContainerd {
         lock(&self.0.groups).iter().cloned().collect()
     }
 
-    /// How many bundles each socket serves.
-    pub(crate) fn addresses(&self) -> MutexGuard<'_, HashMap<PathBuf, usize>> {
+    /// Which containers each socket serves.
+    pub(crate) fn addresses(&self) -> MutexGuard<'_, HashMap<PathBuf, BTreeSet<String>>> {
         lock(&self.0.addresses)
     }
 

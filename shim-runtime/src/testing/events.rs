@@ -1,9 +1,11 @@
 //! The daemon's events service: takes what shims publish, judges it as the daemon does (contract 7) and keeps
 //! it with the time of its arrival. It can be stopped and brought back, as a daemon that restarts.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::net::Shutdown;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -120,7 +122,12 @@ struct Shared {
 #[derive(Default)]
 struct Answering {
     lose_next: bool,
-    /// What was taken but not acknowledged; the shim must send it again.
+    /// How often the service went away; connections of before must not take what they had read by then.
+    stops: u32,
+    /// The latest event of each connection, by its descriptor.
+    latest: HashMap<RawFd, Envelope>,
+    /// What may come again: its connection was cut before the answer, or so soon after it that the shim may
+    /// not have seen it. Publishers promise that an event comes at least once.
     lost: Vec<Envelope>,
 }
 
@@ -165,6 +172,7 @@ impl Events {
         let path = &self.0.path;
         let listener = UnixListener::bind(path).doing(|| format!("cannot listen on `{}`", path.display()))?;
         let connections = Arc::new(Mutex::new(Vec::new()));
+        let stops = lock(&self.0.answering).stops;
         let accepting = thread::spawn({
             let (listener, connections) = (listener.try_clone()?, Arc::clone(&connections));
             let shared = Arc::downgrade(&self.0);
@@ -172,7 +180,7 @@ impl Events {
                 while let Ok((stream, _)) = listener.accept() {
                     let (Some(shared), Ok(copy)) = (shared.upgrade(), stream.try_clone()) else { return };
                     lock(&connections).push(copy);
-                    thread::spawn(move || Self(shared).connection(&stream));
+                    thread::spawn(move || Self(shared).connection(&stream, stops));
                 }
             }
         });
@@ -184,7 +192,10 @@ impl Events {
     pub fn stop(&self) {
         let Some(serving) = lock(&self.0.serving).take() else { return };
         self.0.timeline.note("events service gone");
-        let _between_two_events = lock(&self.0.answering);
+        let mut answering = lock(&self.0.answering);
+        let latest: Vec<_> = answering.latest.drain().map(|(_, envelope)| envelope).collect();
+        answering.lost.extend(latest);
+        answering.stops += 1;
         let _ = fs::remove_file(&self.0.path);
         serving.end();
     }
@@ -224,11 +235,16 @@ impl Events {
         }
     }
 
-    fn connection(&self, stream: &UnixStream) {
+    fn connection(&self, stream: &UnixStream, stops: u32) {
         while let Ok(Some(frame)) = Frame::read_from(stream) {
             let mut answering = lock(&self.0.answering);
-            let response = self.answer(&frame.body, &mut answering);
+            if answering.stops != stops {
+                return;
+            }
+            let response = self.answer(&frame.body, &mut answering, stream.as_raw_fd());
             if std::mem::take(&mut answering.lose_next) {
+                let lost = answering.latest.remove(&stream.as_raw_fd());
+                answering.lost.extend(lost);
                 let _ = stream.shutdown(Shutdown::Both);
                 return;
             }
@@ -238,7 +254,7 @@ impl Events {
         }
     }
 
-    fn answer(&self, body: &[u8], answering: &mut Answering) -> Response {
+    fn answer(&self, body: &[u8], answering: &mut Answering, connection: RawFd) -> Response {
         let refuse = |code, message: String| Response {
             status: protobuf::MessageField::some(ttrpc::get_status(code, message)),
             ..Response::default()
@@ -261,13 +277,11 @@ impl Events {
         }
         if let Some(index) = answering.lost.iter().position(|lost| *lost == envelope) {
             answering.lost.swap_remove(index);
-            self.0.timeline.note(format!("`{}` again, after its answer was lost", envelope.topic));
+            self.0.timeline.note(format!("`{}` again, after its connection was cut", envelope.topic));
         } else {
             self.take(&envelope);
         }
-        if answering.lose_next {
-            answering.lost.push(envelope);
-        }
+        answering.latest.insert(connection, envelope);
         let payload = Empty::new().write_to_bytes().unwrap_or_default();
         Response {
             status: protobuf::MessageField::some(ttrpc::get_status(Code::OK, "")),
@@ -298,10 +312,7 @@ impl Events {
 impl Serving {
     fn end(self) {
         // accept(2) returns an error once the listener is shut down.
-        let _ = nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&self.listener),
-            nix::sys::socket::Shutdown::Both,
-        );
+        let _ = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         let _ = self.accepting.join();
         for connection in lock(&self.connections).drain(..) {
             let _ = connection.shutdown(Shutdown::Both);

@@ -224,9 +224,9 @@ impl Shim {
     fn expect_end(&self) {
         let left = {
             let mut addresses = self.ctrd.addresses();
-            let count = addresses.entry(self.socket()).or_insert(1);
-            *count = count.saturating_sub(1);
-            *count
+            let served = addresses.entry(self.socket()).or_default();
+            served.remove(self.bundle.id());
+            served.len()
         };
         for server in &self.started.servers {
             if left > 0 && !server.is_alive() {

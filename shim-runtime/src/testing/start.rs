@@ -32,6 +32,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long what a failed `start` has killed may take to end.
 const FAILED_LIMIT: Duration = Duration::from_secs(2);
 
+/// What a restarted daemon gives a shim to answer (contract 2.7).
+const ADOPTION_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long `-info` may take.
 const INFO_LIMIT: Duration = Duration::from_secs(10);
 
@@ -173,6 +176,30 @@ impl FakeContainerd {
         self.connect(shim.binary().to_owned(), bundle, shim.answer().clone(), Duration::ZERO)
     }
 
+    /// Takes a bundle's shim over as a daemon does that has restarted (contract 9.1): by what the bundle says,
+    /// with Connect within 5 s and, from 1.7 on, Pids.
+    pub fn adopt(&self, binary: impl Into<PathBuf>, bundle: &Bundle) -> Result<Shim> {
+        let answer = self.read_answer(bundle)?;
+        let shim = self.connect(binary.into(), bundle, answer, Duration::ZERO)?;
+        shim.task().within(ADOPTION_LIMIT).connect()?;
+        if self.dialect() >= Dialect::V1_7 {
+            shim.task().within(ADOPTION_LIMIT).pids()?;
+        }
+        Ok(shim)
+    }
+
+    /// What the bundle says about its shim: `bootstrap.json` from 2.0 on, else `address`, which means version 2.
+    fn read_answer(&self, bundle: &Bundle) -> Result<Answer> {
+        let json = bundle.path().join("bootstrap.json");
+        if self.dialect().writes_bootstrap_json() && json.exists() {
+            let bytes = fs::read(&json).doing(|| format!("cannot read `{}`", json.display()))?;
+            return Answer::parse(self.dialect(), &bytes).map_err(Failure::setup);
+        }
+        let path = bundle.path().join("address");
+        let bytes = fs::read(&path).doing(|| format!("cannot read `{}`", path.display()))?;
+        Answer::parse(Dialect::V1_6, &bytes).map_err(Failure::setup)
+    }
+
     fn judge_start(&self, output: &Output, before: &[Pid]) -> Result<Answer> {
         if output.kept_open {
             let seen = "the pipe still open 2 s after `start` ended";
@@ -223,7 +250,7 @@ impl FakeContainerd {
                 "a socket that listens",
             )
         })?;
-        *self.addresses().entry(path.clone()).or_default() += 1;
+        self.addresses().entry(path.clone()).or_default().insert(bundle.id().to_owned());
         let servers =
             process::listeners(&path).into_iter().filter_map(|pid| Process::open(pid).ok()).collect();
         let version = self.config().task_version.unwrap_or(answer.version);
