@@ -130,7 +130,7 @@ impl RawConnection {
         }
     }
 
-    /// Calls a method by its messages; an answer that is no success is a [`Failure`] with its code.
+    /// Calls a method by its messages; an answer that is no success is a failure with its code.
     pub fn ask<Q: Message, R: Message>(&mut self, service: &str, method: &str, request: &Q) -> Result<R> {
         let payload = request.write_to_bytes().doing(|| "cannot encode a request")?;
         let response = self.call(service, method, payload).doing(|| method.to_owned())?;
