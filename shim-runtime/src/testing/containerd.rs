@@ -79,9 +79,11 @@ impl Builder {
 
     /// Makes the directories and serves events.
     pub fn build(mut self) -> Result<FakeContainerd> {
-        // Socket paths are limited to 106 bytes and socket directories to 42 (contract 4), so TMPDIR is not asked.
+        // Not below TMPDIR: socket paths are limited to 106 bytes, socket directories to 42 (contract 4).
+        // Containers may run as another user, who must come through it.
         let root = tempfile::Builder::new()
             .prefix("ctrd-")
+            .permissions(fs::Permissions::from_mode(0o711))
             .tempdir_in("/tmp")
             .doing(|| "cannot make a directory in `/tmp`")?;
         if self.0.namespace.is_empty() {
@@ -91,7 +93,7 @@ impl Builder {
         for name in ["s", "run"] {
             fs::DirBuilder::new().mode(0o700).create(root.path().join(name))?;
         }
-        // What shims are told is the daemon's executable; they may run it to publish, none needs to (contract 7).
+        // What shims are told is the daemon's executable; none needs to run it to publish (contract 7).
         let binary = root.path().join("containerd");
         fs::write(&binary, "#!/bin/sh\nexit 1\n")?;
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;

@@ -20,8 +20,9 @@ use crate::{Pid, Signal};
 /// How long processes may take to end after the last container is gone.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the contract names in a bundle (2.3, 2.5, 4, 8, 9.2, 11.3).
-const BUNDLE_FILES: [&str; 15] = [
+/// What the contract names in a bundle (2.3, 2.5, 4, 8, 9.2, 11.3), and `shim.json`, where this runtime keeps what
+/// `delete` must know.
+const BUNDLE_FILES: [&str; 16] = [
     "address",
     "bootstrap.json",
     "config.json",
@@ -36,14 +37,16 @@ const BUNDLE_FILES: [&str; 15] = [
     "s",
     "sandbox",
     "shim-binary-path",
+    "shim.json",
     "work",
 ];
 
 /// Reports everything that is left of a run whose containers are all gone.
 pub(crate) fn check(ctrd: &FakeContainerd) {
     let watch = ctrd.watch();
-    let left: Vec<_> =
-        processes(ctrd.root(), watch).into_iter().filter(|pid| outlives(*pid, END_LIMIT)).collect();
+    let end = Instant::now() + END_LIMIT;
+    let outlives_all = |pid: &Pid| outlives(*pid, end.saturating_duration_since(Instant::now()));
+    let left: Vec<_> = processes(ctrd.root(), watch).into_iter().filter(outlives_all).collect();
     if !left.is_empty() {
         let names: Vec<_> = left.into_iter().map(process::describe).collect();
         watch.report(promise::LEAK_PROCESS, names.join(", "), "no process");
@@ -51,7 +54,7 @@ pub(crate) fn check(ctrd: &FakeContainerd) {
     report(watch, promise::LEAK_SOCKET, &sockets(ctrd));
     report(watch, promise::LEAK_MOUNT, &mounts(ctrd.root()));
     report(watch, promise::LEAK_CGROUP, &cgroups(ctrd.namespace()));
-    let mut files = below(&ctrd.root().join("run"));
+    let mut files = files(&ctrd.root().join("run"));
     files.extend(below(&ctrd.root().join("state").join(ctrd.namespace())));
     report(watch, promise::LEAK_FILE, &files);
 }
@@ -74,6 +77,14 @@ fn report(watch: &Watch, promise: &'static promise::Promise, left: &[PathBuf]) {
 
 fn below(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// What lies anywhere below and is no directory: the directories for sockets stay.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let (dirs, mut files): (Vec<_>, Vec<_>) =
+        below(dir).into_iter().partition(|path| path.is_dir() && !path.is_symlink());
+    files.extend(dirs.iter().flat_map(|dir| self::files(dir)));
+    files
 }
 
 /// Whether a process is still there after that time.

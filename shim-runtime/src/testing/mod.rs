@@ -25,8 +25,6 @@
 //! # }
 //! ```
 
-#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where"))]
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 

@@ -188,7 +188,7 @@ impl FakeContainerd {
         Ok(shim)
     }
 
-    /// What the bundle says about its shim: `bootstrap.json` from 2.0 on, else `address`, which means version 2.
+    /// What the bundle says of its shim: `bootstrap.json` from 2.0 on, else `address`, which means version 2.
     fn read_answer(&self, bundle: &Bundle) -> Result<Answer> {
         let json = bundle.path().join("bootstrap.json");
         if self.dialect().writes_bootstrap_json() && json.exists() {
