@@ -1,0 +1,207 @@
+//! A containerd daemon of a test's own: root, state, sockets and log in a temporary folder, without
+//! the network and whatever else could touch the system's own daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::process::{Process, until};
+use crate::{image, leaks, shim};
+
+/// The plugins that reach outside the temporary folder. A release ignores those that it does not know.
+const DISABLED_PLUGINS: [&str; 10] = [
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+];
+
+/// A line of containerd releases, unpacked by `tests/deps`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Release {
+    V1_6,
+    V1_7,
+    /// 2.1 or later.
+    V2,
+}
+
+impl Release {
+    /// Where the release has its programs.
+    pub(crate) fn binary(self, name: &str) -> PathBuf {
+        let line = match self {
+            Self::V1_6 => "1.6",
+            Self::V1_7 => "1.7",
+            Self::V2 => "2",
+        };
+        let deps = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".test-deps");
+        deps.join(format!("containerd-{line}/usr/bin/{name}"))
+    }
+
+    fn config_version(self) -> u8 {
+        match self {
+            Self::V1_6 | Self::V1_7 => 2,
+            Self::V2 => 3,
+        }
+    }
+}
+
+/// A daemon that runs.
+pub(crate) struct Daemon {
+    pub(crate) release: Release,
+    pub(crate) namespace: String,
+    /// The shim under test.
+    pub(crate) shim: String,
+    /// An environment entry by which everything that the daemon brings about is found again.
+    pub(crate) mark: String,
+    /// Where `ctr` puts the FIFOs of containers.
+    pub(crate) fifos: String,
+    ids: Mutex<Vec<String>>,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// Starts a daemon and gives it the image.
+    pub(crate) fn start(release: Release) -> Self {
+        let shim = shim::binary(release);
+        // Not below TMPDIR: the path of a socket must stay short.
+        let folder = tempfile::Builder::new().prefix("shim-").tempdir_in("/tmp").expect("make a folder");
+        let root = folder.path();
+        fs::write(root.join("config.toml"), config(release, root)).expect("write the configuration");
+        let mut daemon = Self {
+            release,
+            namespace: root.file_name().expect("the folder has a name").to_string_lossy().into_owned(),
+            shim: shim.to_string_lossy().into_owned(),
+            mark: mark(root),
+            fifos: root.join("fifos").to_string_lossy().into_owned(),
+            ids: Mutex::default(),
+            child: spawn(release, root),
+            folder,
+        };
+        daemon.wait_until_ready();
+        let archive = daemon.root().join("image.tar");
+        fs::write(&archive, image::archive()).expect("write the image");
+        daemon.ctr_ok(&["images", "import", "--no-unpack", &archive.to_string_lossy()]);
+        daemon
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The path of the daemon's socket.
+    pub(crate) fn address(&self) -> PathBuf {
+        self.root().join("c.sock")
+    }
+
+    /// The folder with the bundles of running containers.
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.root().join("state/io.containerd.runtime.v2.task").join(&self.namespace)
+    }
+
+    /// Remembers the id of a container, to look for its remains at the end.
+    pub(crate) fn remember(&self, id: &str) {
+        self.ids.lock().expect("no thread panicked with the lock").push(id.to_owned());
+    }
+
+    /// The ids of all containers so far.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.ids.lock().expect("no thread panicked with the lock").clone()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Ends the daemon as a crash would.
+    pub(crate) fn crash(&mut self) {
+        self.end(Signal::KILL);
+    }
+
+    /// Starts the daemon again after [`Daemon::crash`].
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.release, self.root());
+        self.wait_until_ready();
+    }
+
+    /// Ends the test: nothing may be left, neither while the daemon runs nor after its end.
+    pub(crate) fn finish(mut self) {
+        leaks::none(&self);
+        self.end(Signal::TERM);
+        leaks::none(&self);
+    }
+
+    fn wait_until_ready(&mut self) {
+        let address = self.address();
+        until("containerd's socket", || {
+            let ended = self.child.try_wait().expect("look after containerd");
+            assert!(ended.is_none(), "containerd ended at its start: {ended:?}");
+            UnixStream::connect(&address).ok()
+        });
+    }
+
+    fn end(&mut self, signal: Signal) {
+        // Not reaped yet, so the pid is still the daemon's.
+        if let Some(daemon) = Process::open(self.pid()) {
+            daemon.signal(signal);
+            daemon.ended("containerd");
+        }
+        self.child.wait().expect("reap containerd");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        leaks::clean(self);
+        if thread::panicking() {
+            let log = fs::read_to_string(self.root().join("log")).unwrap_or_default();
+            println!("containerd's log:\n{log}");
+        }
+    }
+}
+
+fn config(release: Release, root: &Path) -> String {
+    let root = root.display();
+    let version = release.config_version();
+    format!(
+        "version = {version}\n\
+         root = '{root}/root'\n\
+         state = '{root}/state'\n\
+         disabled_plugins = {DISABLED_PLUGINS:?}\n\
+         [grpc]\n\
+         address = '{root}/c.sock'\n\
+         [debug]\n\
+         level = 'debug'\n"
+    )
+}
+
+fn mark(root: &Path) -> String {
+    format!("SHIM_TEST_ROOT={}", root.display())
+}
+
+fn spawn(release: Release, root: &Path) -> Child {
+    let log = OpenOptions::new().create(true).append(true).open(root.join("log")).expect("open the log");
+    Command::new(release.binary("containerd"))
+        .arg("--config")
+        .arg(root.join("config.toml"))
+        .env("SHIM_TEST_ROOT", root)
+        .stdin(Stdio::null())
+        .stdout(File::try_clone(&log).expect("share the log"))
+        .stderr(log)
+        .spawn()
+        .expect("start containerd")
+}

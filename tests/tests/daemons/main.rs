@@ -1,0 +1,69 @@
+//! What a user of containerd sees of a shim, under real daemons of three releases. Each test has a
+//! daemon of its own, in a temporary folder, and ends by looking for anything that was left behind.
+//!
+//! The shim under test is `containerd-shim-host-v1`, built as users get it. `SHIM_BINARY` names another
+//! one: a path, or a bare name that is looked up beside the daemon. `containerd-shim-runc-v2` passes all
+//! but two: it leaves its socket behind when it is killed, and from 1.7 on it loses an exit that happens
+//! while containerd is away.
+
+#![expect(clippy::expect_used, reason = "a step that fails is a test that fails")]
+
+mod behaviours;
+mod ctr;
+mod daemon;
+mod image;
+mod leaks;
+mod preconditions;
+mod process;
+mod shim;
+
+use daemon::{Daemon, Release};
+
+/// Makes each behaviour a test of its own under the given release.
+macro_rules! tests {
+    ($release:expr) => {
+        tests! { $release,
+            run_prints_and_exits_with_the_containers_status
+            run_passes_stdin_on_until_its_end
+            run_delivers_all_output_of_a_container_that_exits_at_once
+            run_on_an_overlay_has_the_image_and_a_layer_to_write_to
+            run_of_a_missing_command_names_it_and_leaves_nothing
+            thirty_containers_that_exit_at_once_each_report_their_status
+            containers_that_run_at_the_same_time_keep_apart
+            a_detached_container_is_listed_signalled_and_removed
+            a_container_that_ignores_everything_is_killed
+            exec_prints_and_exits_with_its_own_status
+            a_detached_exec_is_listed_and_killed_alone
+            a_container_survives_a_killed_containerd_and_its_exit_is_seen_afterwards
+            an_exit_while_containerd_is_away_is_seen_afterwards
+            a_killed_shim_takes_its_container_along_and_leaves_nothing
+        }
+    };
+    ($release:expr, $($behaviour:ident)*) => {
+        $(#[test]
+        fn $behaviour() {
+            crate::under($release, crate::behaviours::$behaviour);
+        })*
+    };
+}
+
+mod containerd_1_6 {
+    tests!(crate::Release::V1_6);
+}
+
+mod containerd_1_7 {
+    tests!(crate::Release::V1_7);
+}
+
+mod containerd_2 {
+    tests!(crate::Release::V2);
+}
+
+fn under(release: Release, behaviour: fn(&mut Daemon)) {
+    if let Some(reason) = preconditions::missing(release) {
+        return preconditions::leave_out(&reason);
+    }
+    let mut daemon = Daemon::start(release);
+    behaviour(&mut daemon);
+    daemon.finish();
+}
