@@ -89,6 +89,13 @@ pub(crate) fn containers_that_run_at_the_same_time_keep_apart(daemon: &mut Daemo
     });
 }
 
+pub(crate) fn events_of_a_container_arrive_in_order(daemon: &mut Daemon) {
+    let events = daemon.events();
+    daemon.run("c", &["true"]);
+    let topics = events.task_topics_until("/tasks/delete");
+    assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
+}
+
 pub(crate) fn a_detached_container_is_listed_signalled_and_removed(daemon: &mut Daemon) {
     let pid = daemon.run_detached("c", UNTIL_TERM);
     until_ready(daemon);

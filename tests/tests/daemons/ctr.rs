@@ -1,9 +1,14 @@
 //! containerd's own command line client, of the same release as the daemon.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use rustix::process::Signal;
 
 use crate::daemon::Daemon;
-use crate::process::LIMIT;
+use crate::process::{LIMIT, Process, until};
 use crate::{image, leaks};
 
 /// What one `ctr` command did.
@@ -21,7 +26,54 @@ pub(crate) struct Task {
     pub(crate) status: String,
 }
 
+/// `ctr events`, which listens until it is dropped.
+pub(crate) struct Events {
+    ctr: Child,
+    lines: Receiver<String>,
+}
+
+impl Events {
+    /// The topics of the task events up to `last`, in their order.
+    pub(crate) fn task_topics_until(&self, last: &str) -> Vec<String> {
+        let mut topics = Vec::new();
+        while topics.last().is_none_or(|topic| topic != last) {
+            let line = self
+                .lines
+                .recv_timeout(LIMIT)
+                .unwrap_or_else(|_| panic!("{last} does not follow {topics:?}"));
+            topics.extend(line.split(' ').find(|word| word.starts_with("/tasks/")).map(str::to_owned));
+        }
+        topics
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // `timeout` passes SIGTERM on to ctr.
+        if let Some(timeout) = Process::open(self.ctr.id() as i32) {
+            timeout.signal(Signal::TERM);
+        }
+        let _ = self.ctr.wait();
+    }
+}
+
 impl Daemon {
+    /// Listens to events. Earlier ones are lost, so this makes some until the first arrives.
+    pub(crate) fn events(&self) -> Events {
+        let mut ctr = self.ctr_command(&["events"]).stdout(Stdio::piped()).spawn().expect("start ctr");
+        let output = BufReader::new(ctr.stdout.take().expect("stdout is piped"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let events = Events { ctr, lines };
+        let mut count = 0;
+        until("ctr to listen to events", || {
+            count += 1;
+            self.ctr_ok(&["namespaces", "label", &self.namespace, &format!("count={count}")]);
+            events.lines.try_recv().ok()
+        });
+        events
+    }
+
     /// A `ctr` command that is not started yet. It is ended when it hangs.
     pub(crate) fn ctr_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");

@@ -3,8 +3,8 @@
 //!
 //! The shim under test is `containerd-shim-host-v1`, built as users get it. `SHIM_BINARY` names another
 //! one: a path, or a bare name that is looked up beside the daemon. `containerd-shim-runc-v2` passes all
-//! but two: it leaves its socket behind when it is killed, and from 1.7 on it loses an exit that happens
-//! while containerd is away.
+//! but these: it leaves its socket behind when it is killed, from 1.7 on it loses an exit that happens
+//! while containerd is away, and in 2.1 now and then the event of the deletion.
 
 #![expect(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
@@ -30,6 +30,7 @@ macro_rules! tests {
             run_of_a_missing_command_names_it_and_leaves_nothing
             thirty_containers_that_exit_at_once_each_report_their_status
             containers_that_run_at_the_same_time_keep_apart
+            events_of_a_container_arrive_in_order
             a_detached_container_is_listed_signalled_and_removed
             a_container_that_ignores_everything_is_killed
             exec_prints_and_exits_with_its_own_status
