@@ -38,15 +38,18 @@ pub(crate) enum Release {
 }
 
 impl Release {
-    /// Where the release has its programs.
-    pub(crate) fn binary(self, name: &str) -> PathBuf {
-        let line = match self {
+    pub(crate) fn line(self) -> &'static str {
+        match self {
             Self::V1_6 => "1.6",
             Self::V1_7 => "1.7",
             Self::V2 => "2",
-        };
+        }
+    }
+
+    /// Where the release has its programs.
+    pub(crate) fn binary(self, name: &str) -> PathBuf {
         let deps = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".test-deps");
-        deps.join(format!("containerd-{line}/usr/bin/{name}"))
+        deps.join(format!("containerd-{}/usr/bin/{name}", self.line()))
     }
 
     fn config_version(self) -> u8 {

@@ -12,6 +12,7 @@ use crate::image::hex;
 use crate::process::{LIMIT, belonging_to, within_limit};
 
 const SOCKETS: &str = "/run/containerd/s";
+const RUNC_STATE: &str = "/run/containerd/runc";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Waits until nothing is left; panics with a list when the limit is over.
@@ -63,7 +64,8 @@ fn mounts(root: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// Removes what a failed test has left outside the temporary folder, and unmounts what is in it.
+/// Removes what a failed test has left outside the temporary folder, and unmounts what is in it. Runtimes
+/// leave a cgroup and a folder for the namespace, which all its containers share; they are no leak.
 pub(crate) fn clean(daemon: &Daemon) {
     for process in belonging_to(daemon.root()) {
         process.signal(Signal::KILL);
@@ -76,9 +78,9 @@ pub(crate) fn clean(daemon: &Daemon) {
         let _ = fs::remove_file(file);
     }
     remove_cgroups(&daemon.namespace);
+    let _ = fs::remove_dir(Path::new(RUNC_STATE).join(&daemon.namespace));
 }
 
-/// Removes the cgroups of a namespace. Runtimes leave the namespace's own group, which containers share.
 fn remove_cgroups(namespace: &str) {
     for parent in cgroups(namespace) {
         for child in folders(&parent) {

@@ -2,7 +2,7 @@
 //! otherwise it leaves itself out and says so, in a form that `tests/run` collects.
 
 use std::env;
-use std::path::Path;
+use std::path::PathBuf;
 use std::thread;
 
 use crate::daemon::Release;
@@ -13,11 +13,12 @@ pub(crate) fn missing(release: Release) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".into());
     }
-    let daemon = release.binary("containerd");
-    [daemon.as_path(), Path::new(image::BUSYBOX)]
-        .into_iter()
-        .find(|file| !file.exists())
-        .map(|file| format!("it needs `{}`; `tests/deps` brings it on Debian", file.display()))
+    let needs = [
+        (release.binary("containerd"), format!("containerd {}", release.line())),
+        (PathBuf::from(image::BUSYBOX), "a static busybox".into()),
+    ];
+    let (_, what) = needs.into_iter().find(|(file, _)| !file.exists())?;
+    Some(format!("it needs {what}; `tests/deps` brings it on Debian"))
 }
 
 /// Ends the calling test without an outcome, or fails it where nothing may be left out.
