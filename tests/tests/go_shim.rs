@@ -2,8 +2,9 @@
 //! What it does there is what a shim's author may rely on.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use shim_runtime::testing::api::Status;
@@ -11,28 +12,44 @@ use shim_runtime::testing::promise::Level;
 use shim_runtime::testing::{BundleBuilder, Dialect, FakeContainerd, Mode, Process, Result, Task};
 use shim_runtime::{Code, Signal};
 
-const SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
 const BUSYBOX: &str = "/bin/busybox";
 const LIMIT: Duration = Duration::from_secs(10);
 
 type Done = Result<(), Box<dyn Error>>;
 
-/// Whether the tests can run here. With `SHIM_TESTS=all` whatever is missing is a failure.
-fn is_possible() -> bool {
-    let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    let needs = [
-        ("root", nix::unistd::geteuid().is_root()),
-        ("the package `runc`", runs("runc")),
-        ("the package `containerd`", Path::new(SHIM).exists()),
-        ("the package `busybox-static`", Path::new(BUSYBOX).exists()),
-    ];
-    let missing: Vec<_> = needs.iter().filter(|(_, there)| !there).map(|(name, _)| *name).collect();
+/// The shim of a containerd that `tests/deps` has brought.
+fn shim_of(line: &str) -> PathBuf {
+    let deps = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".test-deps");
+    deps.join(format!("containerd-{line}/usr/bin/containerd-shim-runc-v2"))
+}
+
+/// The oldest shim: brought, or installed on a machine of that age.
+fn oldest() -> PathBuf {
+    let brought = shim_of("1.6");
+    if brought.exists() { brought } else { "/usr/bin/containerd-shim-runc-v2".into() }
+}
+
+/// Whether a test can run here. With `SHIM_TESTS=all` whatever is missing is a failure.
+fn is_possible(shims: &[PathBuf]) -> bool {
+    let mut missing: Vec<_> =
+        shims.iter().filter(|shim| !shim.exists()).map(|shim| format!("`{}`", shim.display())).collect();
+    if !nix::unistd::geteuid().is_root() {
+        missing.push("root".to_owned());
+    }
+    if Command::new("runc").arg("--version").output().is_err() {
+        missing.push("`runc`".to_owned());
+    }
+    if !Path::new(BUSYBOX).exists() {
+        missing.push("a static busybox".to_owned());
+    }
     if missing.is_empty() {
         return true;
     }
-    let all = std::env::var_os("SHIM_TESTS").is_some_and(|value| value == "all");
-    assert!(!all, "this test needs {}", missing.join(", "));
-    eprintln!("left out, for it needs {}", missing.join(", "));
+    let current = thread::current();
+    let (name, missing) = (current.name().unwrap_or("a test"), missing.join(", "));
+    let all = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
+    assert!(!all, "{name} cannot run: it needs {missing}");
+    println!("left out: {name}: it needs {missing}; `tests/deps` brings it on Debian");
     false
 }
 
@@ -47,13 +64,13 @@ fn assert_spotless(ctrd: &FakeContainerd) {
 
 #[test]
 fn a_container_lives_and_dies_under_every_legacy_dialect() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     for dialect in [Dialect::V1_6, Dialect::V1_7, Dialect::V2_0] {
         let ctrd = FakeContainerd::new(dialect)?;
         let bundle = bundle(&ctrd, "c1", "cat; echo err >&2; exit 3").build()?;
-        let mut shim = ctrd.start(SHIM, &bundle)?;
+        let mut shim = ctrd.start(oldest(), &bundle)?;
         assert_eq!(shim.answer().version, 2);
         let waiting = shim.run()?;
         bundle.stdio().write("hi\n");
@@ -70,35 +87,72 @@ fn a_container_lives_and_dies_under_every_legacy_dialect() -> Done {
     Ok(())
 }
 
+/// What a dialect makes of a shim.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// It runs a container by the task service of that version.
+    Runs(u32),
+    /// Its `start` fails.
+    StartFails,
+    /// Its answer is not understood.
+    AnswerUnknown,
+}
+
+use Outcome::{AnswerUnknown, Runs, StartFails};
+
+/// The matrix that was observed between real daemons and real shims (contract 0.1), oldest dialect first.
+const MATRIX: [(&str, [Outcome; 4]); 3] = [
+    ("1.6", [Runs(2), Runs(2), Runs(2), StartFails]),
+    ("1.7", [Runs(2), Runs(2), Runs(2), Runs(2)]),
+    ("2", [AnswerUnknown, AnswerUnknown, Runs(3), Runs(3)]),
+];
+
 #[test]
-fn it_does_not_understand_the_newest_bootstrap_and_leaves_nothing_behind() -> Done {
-    if !is_possible() {
+fn shims_and_dialects_understand_each_other_as_real_daemons_do() -> Done {
+    if !is_possible(&MATRIX.map(|(line, _)| shim_of(line))) {
         return Ok(());
     }
-    // The shims of containerd 1.6 to 2.2 read stdin strictly (contract 0.1).
-    let ctrd = FakeContainerd::new(Dialect::V2_3)?;
-    let bundle = bundle(&ctrd, "c1", "true").build()?;
-    let output = ctrd.launch(SHIM, &bundle, "start").run()?;
-    if output.success() {
-        eprintln!("this shim is of containerd 2.3 or later");
-        ctrd.take_start(SHIM, &bundle, &output)?.abandon();
-    } else {
-        assert!(output.text().contains("c1"), "{output}");
-        assert!(ctrd.start(SHIM, &bundle).is_err());
+    for (line, outcomes) in &MATRIX {
+        for (dialect, expected) in Dialect::ALL.into_iter().zip(outcomes) {
+            let outcome = meet(dialect, &shim_of(line))?;
+            assert_eq!(outcome, *expected, "the shim of {line} under {dialect}");
+        }
     }
-    // Older ones do not know `-info` either, which is no duty.
-    ctrd.check()?;
     Ok(())
+}
+
+fn meet(dialect: Dialect, shim: &Path) -> Result<Outcome> {
+    let ctrd = FakeContainerd::new(dialect)?;
+    let bundle = bundle(&ctrd, "c1", "exit 3").build()?;
+    let mut shim = match ctrd.start(shim, &bundle) {
+        Ok(shim) => shim,
+        Err(failure)
+            if failure.promises().iter().any(|broken| broken.promise.name == "start.answer-form") =>
+        {
+            return Ok(AnswerUnknown);
+        }
+        Err(_) => {
+            // Which must leave nothing behind.
+            ctrd.check()?;
+            return Ok(StartFails);
+        }
+    };
+    let waiting = shim.run()?;
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 3);
+    shim.remove()?;
+    ctrd.assert_events(&["create c1", "start c1", "exit c1 3", "delete c1 3"])?;
+    ctrd.check()?;
+    Ok(Runs(shim.answer().version))
 }
 
 #[test]
 fn execs_and_their_events_are_followed() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::V1_7)?;
     let bundle = bundle(&ctrd, "c1", "exec sleep 1000").build()?;
-    let mut shim = ctrd.start(SHIM, &bundle)?;
+    let mut shim = ctrd.start(oldest(), &bundle)?;
     let waiting = shim.run()?;
     let task = shim.task();
     let stdio = ctrd.stdio("e1", Mode::Capture, false)?;
@@ -137,14 +191,14 @@ fn code_of<T>(result: Result<T>) -> Option<Code> {
 
 #[test]
 fn a_group_shares_one_server_until_its_last_container_is_gone() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::V2_0)?;
     let [first, second] = ["c1", "c2"].map(|id| bundle(&ctrd, id, "exec sleep 1000").group("pod").build());
     let (first, second) = (first?, second?);
-    let mut one = ctrd.start(SHIM, &first)?;
-    let mut two = ctrd.start(SHIM, &second)?;
+    let mut one = ctrd.start(oldest(), &first)?;
+    let mut two = ctrd.start(oldest(), &second)?;
     assert_eq!(one.socket(), two.socket());
     let waiting = [one.run()?, two.run()?];
     end(&one.task(), &waiting[0])?;
@@ -165,12 +219,12 @@ fn end(task: &Task, waiting: &shim_runtime::testing::Waiting) -> Result<()> {
 
 #[test]
 fn events_that_happen_while_the_daemon_is_away_come_late() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::V1_7)?;
     let bundle = bundle(&ctrd, "c1", "exec sleep 1000").build()?;
-    let mut shim = ctrd.start(SHIM, &bundle)?;
+    let mut shim = ctrd.start(oldest(), &bundle)?;
     let waiting = shim.run()?;
     ctrd.assert_order(&["create c1", "start c1"])?;
     ctrd.events().stop();
@@ -184,18 +238,18 @@ fn events_that_happen_while_the_daemon_is_away_come_late() -> Done {
 
 #[test]
 fn a_restarted_daemon_finds_the_shim_again() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     for dialect in [Dialect::V1_6, Dialect::V2_0] {
         let ctrd = FakeContainerd::new(dialect)?;
         let bundle = bundle(&ctrd, "c1", "exec sleep 1000").build()?;
-        let shim = ctrd.start(SHIM, &bundle)?;
+        let shim = ctrd.start(oldest(), &bundle)?;
         shim.run()?;
         ctrd.events().stop();
         shim.disconnect();
         ctrd.events().resume()?;
-        let mut shim = ctrd.adopt(SHIM, &bundle)?;
+        let mut shim = ctrd.adopt(oldest(), &bundle)?;
         let waiting = shim.task().wait();
         end(&shim.task(), &waiting)?;
         shim.remove()?;
@@ -206,12 +260,12 @@ fn a_restarted_daemon_finds_the_shim_again() -> Done {
 
 #[test]
 fn what_a_killed_server_leaves_is_found_and_removed() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::V1_7)?;
     let bundle = bundle(&ctrd, "c1", "exec sleep 1000").build()?;
-    let shim = ctrd.start(SHIM, &bundle)?;
+    let shim = ctrd.start(oldest(), &bundle)?;
     let waiting = shim.run()?;
     let init = shim.task().connect()?.task_pid;
     let init = Process::open(shim_runtime::Pid::new(init).ok_or("no pid")?)?;
@@ -233,12 +287,12 @@ fn what_a_killed_server_leaves_is_found_and_removed() -> Done {
 
 #[test]
 fn a_create_that_is_refused_publishes_nothing() -> Done {
-    if !is_possible() {
+    if !is_possible(&[oldest()]) {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::V1_6)?;
     let bundle = ctrd.bundle("c1").args(["no-such-program"]).full_spec().busybox(BUSYBOX).build()?;
-    let mut shim = ctrd.start(SHIM, &bundle)?;
+    let mut shim = ctrd.start(oldest(), &bundle)?;
     let refused = shim.run().err().ok_or("the Create of a missing program succeeded")?;
     assert_eq!(refused.code(), Some(Code::Unknown));
     assert!(refused.to_string().contains("no-such-program"), "{refused}");
