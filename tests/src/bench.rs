@@ -1,6 +1,7 @@
 //! `shimctl bench`: what a shim costs, measured round by round on several binaries in turn, so that a change of
 //! the machine's mood meets all of them.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -193,12 +194,21 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The shims' file names, or their paths where two have the same name.
+fn labels(shims: &[PathBuf]) -> Vec<String> {
+    let name = |shim: &PathBuf| shim.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<_> = shims.iter().map(name).collect();
+    let unique = names.iter().collect::<HashSet<_>>().len() == names.len();
+    if unique { names } else { shims.iter().map(|shim| shim.display().to_string()).collect() }
+}
+
 fn print(shims: &[PathBuf], samples: &[Vec<Sample>]) {
+    let labels = labels(shims);
     let heading = ["", "", "median", "min", "max", "ratio"].map(str::to_owned).to_vec();
     let mut rows = vec![heading];
     for (case, (name, unit)) in CASES.iter().enumerate() {
         let mut first = None;
-        for (shim, samples) in shims.iter().zip(samples) {
+        for (label, samples) in labels.iter().zip(samples) {
             let values: Vec<_> = samples.iter().map(|sample| sample[case]).collect();
             let middle = median(&values);
             let ratio = middle / *first.get_or_insert(middle);
@@ -209,14 +219,7 @@ fn print(shims: &[PathBuf], samples: &[Vec<Sample>]) {
                 if *unit == "ms" || *unit == "us" { format!("{value:.1}") } else { format!("{value:.0}") }
             };
             let [middle, least, greatest] = [middle, least, greatest].map(figure);
-            rows.push(vec![
-                title,
-                shim.display().to_string(),
-                middle,
-                least,
-                greatest,
-                format!("{ratio:.2}"),
-            ]);
+            rows.push(vec![title, label.clone(), middle, least, greatest, format!("{ratio:.2}")]);
         }
     }
     table::print(&rows, &[0, 1]);
@@ -225,6 +228,12 @@ fn print(shims: &[PathBuf], samples: &[Vec<Sample>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shims_of_the_same_name_go_by_their_paths() {
+        assert_eq!(labels(&["/a/x".into(), "/b/y".into()]), ["x", "y"]);
+        assert_eq!(labels(&["/a/x".into(), "/b/x".into()]), ["/a/x", "/b/x"]);
+    }
 
     #[test]
     fn the_median_is_the_middle_one_or_between_the_two() {
