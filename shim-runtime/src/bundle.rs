@@ -42,9 +42,13 @@ impl Bundle {
     pub fn spec(&self) -> Result<Spec> {
         let path = self.path.join("config.json");
         let text = std::fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_slice(&text)
-            .map_err(Error::invalid_argument_from)
-            .context(|| format!("cannot understand `{}`", path.display()))
+        // Derived code would take a list for a struct's fields in their order.
+        let parsed = if text.trim_ascii_start().starts_with(b"[") {
+            Err(Error::invalid_argument("it is a list, not an object"))
+        } else {
+            serde_json::from_slice(&text).map_err(Error::invalid_argument_from)
+        };
+        parsed.context(|| format!("cannot understand `{}`", path.display()))
     }
 
     /// Whether there is a `config.json`; a sandbox made without a container has none (contract 2.3).

@@ -50,8 +50,7 @@ pub trait Shim: Sized + Send + Sync + 'static {
     where
         Self: crate::Entry,
     {
-        let _ = cx;
-        annotated_group(bundle, Self::CONFIG.group)
+        annotated_group(cx, bundle, Self::CONFIG.group)
     }
 
     /// What `-info` adds to name and version.
@@ -92,8 +91,7 @@ pub trait RawShim: Sized + Send + Sync + 'static {
     where
         Self: crate::Entry,
     {
-        let _ = cx;
-        annotated_group(bundle, Self::CONFIG.group)
+        annotated_group(cx, bundle, Self::CONFIG.group)
     }
 
     /// See [`Shim::info`].
@@ -103,10 +101,10 @@ pub trait RawShim: Sized + Send + Sync + 'static {
     }
 }
 
-/// The value of the first label that is among the bundle's annotations.
-fn annotated_group(bundle: Option<&Bundle>, labels: &[&str]) -> Result<Option<String>> {
-    let Some(bundle) = bundle else { return Ok(None) };
-    let mut annotations = bundle.spec()?.annotations;
+/// The value of the first label that is among the bundle's annotations. A bundle without a `config.json` is
+/// one of a sandbox, which shims without a sandbox service are not started for.
+fn annotated_group(cx: &Context, bundle: Option<&Bundle>, labels: &[&str]) -> Result<Option<String>> {
+    let mut annotations = bundle.unwrap_or(cx.bundle()).spec()?.annotations;
     let found = labels.iter().find_map(|label| annotations.remove(*label));
     Ok(found.filter(|group| !group.is_empty()))
 }

@@ -122,28 +122,21 @@ impl<S: Shim> Managed<S> {
         });
     }
 
-    /// Starts the init, or an exec; returns its pid.
-    pub(super) fn start_process(&self, id: &str, exec: &str) -> Result<u32> {
+    /// Starts the init; returns its pid. If it cannot be started it stays what it is, or has ended meanwhile.
+    pub(super) fn start_init(&self, id: &str) -> Result<u32> {
         let entry = self.0.table.find(id)?;
-        if exec.is_empty() {
-            self.start_init(&entry).context(|| format!("cannot start container `{id}`"))
-        } else {
-            self.start_exec(&entry, exec)
-                .context(|| format!("cannot start exec `{exec}` of container `{id}`"))
-        }
-    }
-
-    fn start_init(&self, entry: &Arc<Entry<S::Container>>) -> Result<u32> {
         let (stdio, created) = {
             let mut processes = entry.processes();
             processes.init.advance(Move::Start, Phase::Starting)?;
             (processes.init.stdio.take().unwrap_or_default(), processes.init.running.clone())
         };
-        let guard = self.0.context.supervisor()?.guard();
-        let started = author(|| entry.container()?.start(stdio));
-        let running = started.and_then(|started| self.resolve(started, created.as_ref(), &guard));
-        match running {
-            Ok(running) => Ok(self.started(entry, None, &running, created.is_some())),
+        let run = || {
+            let guard = self.0.context.supervisor()?.guard();
+            let started = author(|| entry.container()?.start(stdio))?;
+            self.resolve(started, created.as_ref(), &guard)
+        };
+        match run() {
+            Ok(running) => Ok(self.started(&entry, None, &running, created.is_some())),
             Err(error) => {
                 let told = {
                     let mut processes = entry.processes();
@@ -151,12 +144,14 @@ impl<S: Shim> Managed<S> {
                     processes.settle(&self.0.events)
                 };
                 tell(told);
-                Err(error)
+                Err(error.context(format!("cannot start container `{id}`")))
             }
         }
     }
 
-    fn start_exec(&self, entry: &Arc<Entry<S::Container>>, exec: &str) -> Result<u32> {
+    /// Starts an exec; returns its pid. If it cannot be started, those who wait for it are told.
+    pub(super) fn start_exec(&self, id: &str, exec: &str) -> Result<u32> {
+        let entry = self.0.table.find(id)?;
         let (names, spec) = {
             let mut processes = entry.processes();
             let process = processes.begin_exec(exec)?;
@@ -167,12 +162,12 @@ impl<S: Shim> Managed<S> {
             let guard = supervisor.guard();
             let (streams, stdio) = Streams::open(&names, supervisor.main())?;
             entry.processes().get(exec)?.connect(streams);
-            let request = Exec::new(self.0.context.clone(), &entry.id, exec, names.terminal, spec);
+            let request = Exec::new(self.0.context.clone(), id, exec, names.terminal, spec);
             let started = author(|| entry.container()?.exec(&request, stdio))?;
             self.resolve(started, None, &guard)
         };
         match run() {
-            Ok(running) => Ok(self.started(entry, Some(exec), &running, false)),
+            Ok(running) => Ok(self.started(&entry, Some(exec), &running, false)),
             Err(error) => {
                 let told = {
                     let mut processes = entry.processes();
@@ -181,7 +176,7 @@ impl<S: Shim> Managed<S> {
                     told
                 };
                 tell(told);
-                Err(error)
+                Err(error.context(format!("cannot start exec `{exec}` of container `{id}`")))
             }
         }
     }

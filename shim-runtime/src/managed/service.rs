@@ -31,7 +31,11 @@ impl<S: Shim> Task for Managed<S> {
     }
 
     fn start(&self, _: &Call<'_>, req: StartRequest) -> Result<StartResponse> {
-        let pid = self.start_process(&req.id, &req.exec_id)?;
+        let pid = if req.exec_id.is_empty() {
+            self.start_init(&req.id)?
+        } else {
+            self.start_exec(&req.id, &req.exec_id)?
+        };
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 

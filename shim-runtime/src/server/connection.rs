@@ -16,6 +16,7 @@ use super::service::Incoming;
 use crate::error::{Error, Result};
 use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
 use crate::reaper::lock;
+use crate::socket::PROBE_KEY;
 use crate::wire::{Decoder, Frame, Header, MAX_PAYLOAD, response_frame};
 
 /// Reading stops while more than this is unsent: a client that does not read is not served.
@@ -49,7 +50,7 @@ impl Connection {
             let (server, decoder) = (server.clone(), Decoder::default());
             Ok(Box::new(Self { peer, server, decoder, last_stream: 0, used: false, watched }))
         })?;
-        server.lifetime.connected();
+        server.lifetime.connected(token);
         Ok(token)
     }
 
@@ -97,10 +98,6 @@ impl Connection {
     }
 
     fn frame(&mut self, header: Header, payload: &[u8], events: &mut EventLoop) {
-        if !self.used {
-            self.used = true;
-            self.server.lifetime.used();
-        }
         match header.kind {
             MESSAGE_TYPE_REQUEST => {
                 if let Err(error) = self.request(header, payload, events) {
@@ -137,7 +134,11 @@ impl Connection {
             deadline: deadline(request.timeout_nano)?,
             metadata: request.metadata,
         };
-        self.server.lifetime.note(&incoming, events);
+        if !self.used {
+            self.used = true;
+            let by_probe = incoming.metadata.iter().any(|pair| pair.key == PROBE_KEY);
+            self.server.lifetime.used(self.peer.token, by_probe, events);
+        }
         service.handle(incoming);
         Ok(())
     }
@@ -200,7 +201,7 @@ impl Source for Connection {
     fn close(&mut self, events: &mut EventLoop) {
         events.unwatch(&self.peer.socket);
         self.peer.hang_up();
-        self.server.lifetime.disconnected(events);
+        self.server.lifetime.disconnected(self.peer.token, events);
     }
 }
 

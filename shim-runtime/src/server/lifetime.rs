@@ -1,17 +1,17 @@
-//! When a server ends by itself: nobody came, or it was shut down and holds nothing. Against leaks of shims
-//! (contract 0.7, 6.3) on one side, and a `start` that has just promised its address on the other.
+//! When a server ends by itself: nobody came, or it was shut down and nobody needs it any more. Against leaks
+//! of shims (contract 0.7, 6.3) on one side, and on the other a daemon that was just promised this address,
+//! by the server's own `start` or by another one that found it living.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::service::Incoming;
-use crate::event_loop::{EventLoop, Handle};
+use crate::event_loop::{EventLoop, Handle, Token};
 use crate::reaper::lock;
-use crate::socket::PROBE_KEY;
 
-/// How long a new server, or one that a `start` has just answered for, waits for a client.
+/// How long a daemon has for its first call, counted from the answer of its `start`, and again from its
+/// connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Decides the server's end. Cheap to clone.
@@ -28,19 +28,31 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// A client has sent something.
+    /// A daemon has made use of the server.
     used: bool,
-    /// The shim was asked to end.
+    /// The server was asked to end.
     asked: bool,
     connections: usize,
     /// What the shim holds: tasks, and later sandboxes.
     holds: usize,
-    /// When each probe was answered whose daemon has not yet made use of it.
-    probes: VecDeque<Instant>,
+    /// Until when each daemon is expected that a `start` has told this address.
+    expected: VecDeque<Instant>,
+    /// Until when each connection is trusted to say something that has not yet.
+    silent: HashMap<Token, Instant>,
     retire: Option<Retire>,
 }
 
-/// Keeps the shim from ending while it exists.
+impl State {
+    /// Forgets whom there is no use waiting for any more; returns when the next will be forgotten.
+    fn next_to_forget(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.expected.retain(|until| *until > now);
+        self.silent.retain(|_, until| *until > now);
+        self.expected.iter().chain(self.silent.values()).min().copied()
+    }
+}
+
+/// Keeps the server from ending while it exists.
 pub(crate) struct Hold(Lifetime);
 
 impl Lifetime {
@@ -48,62 +60,68 @@ impl Lifetime {
         Self(Arc::new(Shared { main, state: Mutex::default() }))
     }
 
-    /// Begins: from now on the server may end, through `retire`.
+    /// Begins: a daemon will come, and from now on the server may end, through `retire`.
     pub(crate) fn begin(&self, events: &mut EventLoop, retire: impl Fn() -> bool + Send + 'static) {
         lock(&self.0.state).retire = Some(Box::new(retire));
+        self.expect(events);
+    }
+
+    /// A daemon was told this address, and is given time to come.
+    fn expect(&self, events: &mut EventLoop) {
+        lock(&self.0.state).expected.push_back(Instant::now() + PATIENCE);
+        self.look_again(events, PATIENCE);
+    }
+
+    fn look_again(&self, events: &mut EventLoop, delay: Duration) {
         let lifetime = self.clone();
-        events.after(PATIENCE, move |events| {
-            if !lock(&lifetime.0.state).used {
-                log::warn!("nobody used this shim within {} seconds of its start", PATIENCE.as_secs());
-                lifetime.end(events);
-            }
-        });
+        // A little later, so that what runs out then has run out when it is looked at.
+        events.after(delay + Duration::from_millis(1), move |events| lifetime.end_if_free(events));
     }
 
     /// A connection was made.
-    pub(crate) fn connected(&self) {
-        lock(&self.0.state).connections += 1;
+    pub(crate) fn connected(&self, connection: Token) {
+        let mut state = lock(&self.0.state);
+        state.connections += 1;
+        state.silent.insert(connection, Instant::now() + PATIENCE);
     }
 
-    /// A connection has sent a frame.
-    pub(crate) fn used(&self) {
-        lock(&self.0.state).used = true;
+    /// A connection has sent its first call: that of a `start` that asks for a daemon of its own, or that of
+    /// a daemon which was expected.
+    pub(crate) fn used(&self, connection: Token, by_probe: bool, events: &mut EventLoop) {
+        {
+            let mut state = lock(&self.0.state);
+            state.silent.remove(&connection);
+            if !by_probe {
+                state.used = true;
+                state.expected.pop_front();
+            }
+        }
+        if by_probe {
+            self.expect(events);
+        }
     }
 
     /// A connection ended.
-    pub(crate) fn disconnected(&self, events: &mut EventLoop) {
-        let lonely = {
+    pub(crate) fn disconnected(&self, connection: Token, events: &mut EventLoop) {
+        let asked = {
             let mut state = lock(&self.0.state);
             state.connections -= 1;
-            state.asked && state.connections == 0
+            state.silent.remove(&connection);
+            state.asked
         };
-        if lonely {
+        if asked {
             self.end_if_free(events);
         }
     }
 
-    /// Looks at a call for what it means to the server's life.
-    pub(crate) fn note(&self, incoming: &Incoming<'_>, events: &mut EventLoop) {
-        if incoming.metadata.iter().any(|pair| pair.key == PROBE_KEY) {
-            lock(&self.0.state).probes.push_back(Instant::now());
-            let lifetime = self.clone();
-            // Once more than the patience, so that the probe has run out when it is looked at.
-            events.after(PATIENCE + Duration::from_millis(1), move |events| lifetime.probe_ran_out(events));
-        } else if incoming.method == "Create" {
-            lock(&self.0.state).probes.pop_front();
-        }
-    }
-
-    fn probe_ran_out(&self, events: &mut EventLoop) {
-        if lock(&self.0.state).asked {
-            self.end_if_free(events);
-        }
-    }
-
-    /// Asks the server to end once it holds nothing, nobody waits for it, and it has answered what it is
-    /// answering.
+    /// Asks the server to end once nobody needs it, and it has answered what it is answering. Asked while
+    /// tasks are left, it ends after the last: no other Shutdown may follow (contract 6.3).
     pub(crate) fn leave(&self) {
         lock(&self.0.state).asked = true;
+        self.look_soon();
+    }
+
+    fn look_soon(&self) {
         let lifetime = self.clone();
         self.0.main.post(move |events| lifetime.end_if_free(events));
     }
@@ -115,14 +133,20 @@ impl Lifetime {
     }
 
     fn end_if_free(&self, events: &mut EventLoop) {
-        let free = {
+        let (wanted, unused, wait) = {
             let mut state = lock(&self.0.state);
-            let fresh = |probe: &Instant| probe.elapsed() <= PATIENCE;
-            state.probes.retain(fresh);
-            state.holds == 0 && state.probes.is_empty()
+            let wait = state.next_to_forget();
+            ((state.asked || !state.used) && state.holds == 0, !state.used && !state.asked, wait)
         };
-        if free {
-            self.end(events);
+        match wait {
+            _ if !wanted => {}
+            Some(until) => self.look_again(events, until.saturating_duration_since(Instant::now())),
+            None => {
+                if unused {
+                    log::warn!("nobody used this shim within {} seconds of its start", PATIENCE.as_secs());
+                }
+                self.end(events);
+            }
         }
     }
 
@@ -146,14 +170,14 @@ impl fmt::Display for Lifetime {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let ask = {
+        let asked = {
             let mut state = lock(&self.0.0.state);
             state.holds -= 1;
-            // After a Shutdown that came while tasks were left no other may follow (contract 6.3).
+            // With connections left, the last of them to end will ask.
             state.holds == 0 && state.asked && state.connections == 0
         };
-        if ask {
-            self.0.leave();
+        if asked {
+            self.0.look_soon();
         }
     }
 }

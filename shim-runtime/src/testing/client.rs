@@ -170,9 +170,13 @@ impl Task {
     /// Create, with any request.
     pub fn create_with(&self, request: &CreateTaskRequest) -> Result<CreateTaskResponse> {
         let tell = |answer: &CreateTaskResponse| format!("pid {}", answer.pid);
-        let answer: CreateTaskResponse = self
-            .call_told("Create", request, CLIENT_LIMIT, tell)
-            .inspect_err(|_| self.watch.refused(&request.id))?;
+        let answer: CreateTaskResponse =
+            self.call_told("Create", request, CLIENT_LIMIT, tell).inspect_err(|failure| {
+                // Refused because of another Create, whose events are right.
+                if failure.code() != Some(Code::AlreadyExists) {
+                    self.watch.refused(&request.id);
+                }
+            })?;
         self.watch.answer(&request.id, "", &Answer::Created { pid: answer.pid });
         Ok(answer)
     }

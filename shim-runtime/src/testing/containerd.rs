@@ -36,6 +36,7 @@ struct Inner {
     groups: Mutex<BTreeSet<String>>,
     informed: Mutex<BTreeSet<PathBuf>>,
     addresses: Mutex<HashMap<PathBuf, BTreeSet<String>>>,
+    making_rootfs: Mutex<()>,
     clients: Mutex<usize>,
 }
 
@@ -113,6 +114,7 @@ impl Builder {
             groups,
             informed,
             addresses,
+            making_rootfs: Mutex::default(),
             clients,
         })))
     }
@@ -237,6 +239,8 @@ impl FakeContainerd {
     /// The root file system of that busybox, made once and shared by the bundles.
     pub(crate) fn busybox_rootfs(&self, busybox: &Path) -> Result<PathBuf> {
         let rootfs = self.root().join("busybox");
+        // Whoever comes meanwhile must not find half of it.
+        let _made_once = lock(&self.0.making_rootfs);
         if !rootfs.exists() {
             spec::busybox_rootfs(busybox, &rootfs)?;
         }

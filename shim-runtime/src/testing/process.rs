@@ -129,7 +129,17 @@ pub fn listeners(path: &Path) -> Vec<Pid> {
         let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
         fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| sockets.contains(&target))
     };
-    if sockets.is_empty() { Vec::new() } else { scan(holds_one) }
+    let found = if sockets.is_empty() { Vec::new() } else { scan(holds_one) };
+    // A child between fork and exec holds what its parent does, for a moment.
+    let is_child = |pid: &Pid| parent(*pid).is_some_and(|parent| found.contains(&parent));
+    found.iter().copied().filter(|pid| !is_child(pid)).collect()
+}
+
+/// The parent of a process, if both live.
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    Pid::new(rest.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
 /// How a person recognises a process: its command line.

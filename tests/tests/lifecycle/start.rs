@@ -1,0 +1,181 @@
+//! `start` and the end of servers: who gets the socket, and what is left when something fails (contract 2.5, 4).
+
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use shim_runtime::testing::{Dialect, FakeContainerd, Launch, Result, listeners};
+
+use super::{BOTH, FIXTURE, LIMIT, bundle, names, shell};
+
+/// Runs `start` and gives back its sentence; it must fail and leave nothing.
+fn refused(ctrd: &FakeContainerd, launch: &Launch) -> Result<String> {
+    let before = names(&launch.cwd);
+    let output = launch.run()?;
+    assert_eq!(output.code(), Some(1), "{output}");
+    assert!(!output.kept_open, "something holds the output");
+    assert_eq!(names(&launch.cwd), before, "nothing may be left in the bundle");
+    assert_eq!(names(&ctrd.root().join("s")), Vec::<String>::new(), "no socket may be left");
+    let text = output.text();
+    assert_eq!(text.trim_end().lines().count(), 1, "one sentence: {text}");
+    Ok(text)
+}
+
+#[test]
+fn a_server_that_panics_in_the_constructor_fails_start_with_its_words() -> Result<()> {
+    for (behaviour, words) in [
+        ("panic", "the shim panicked: the constructor panics on purpose"),
+        ("fail", "the constructor fails on purpose"),
+    ] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let bundle = bundle(&ctrd, "c1", "").annotation("fixture/new", behaviour).args(["true"]).build()?;
+        let text = refused(&ctrd, &ctrd.launch(FIXTURE, &bundle, "start"))?;
+        assert_eq!(text.trim_end(), words);
+        bundle.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_without_a_log_or_an_events_address_fails_start() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::LEGACY)?;
+    let bundle = shell(&ctrd, "c1", "", "true")?;
+    let mut launch = ctrd.launch(FIXTURE, &bundle, "start");
+    launch.env.retain(|(name, _)| name != "TTRPC_ADDRESS");
+    assert!(refused(&ctrd, &launch)?.starts_with("events have nowhere to go"));
+    std::fs::remove_file(bundle.path().join("log"))?;
+    let launch = ctrd.launch(FIXTURE, &bundle, "start");
+    assert!(refused(&ctrd, &launch)?.contains("cannot open log"));
+    bundle.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_stale_socket_is_taken_over_at_once() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let first = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &first)?;
+    let socket = shim.socket();
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    assert!(!socket.exists());
+    // Bound and closed: nobody will ever answer there.
+    drop(UnixListener::bind(&socket)?);
+    let again = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &again)?;
+    assert_eq!(shim.socket(), socket);
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn of_many_starts_of_one_group_at_once_one_makes_the_server_and_all_get_it() -> Result<()> {
+    for dialect in BOTH {
+        let ctrd = FakeContainerd::new(dialect)?;
+        let build = |n: usize| bundle(&ctrd, &format!("c{n}"), "").group("pod").args(["true"]).build();
+        let bundles = (0..8).map(build).collect::<Result<Vec<_>>>()?;
+        let outputs = std::thread::scope(|scope| {
+            let starts = bundles.iter().map(|bundle| {
+                let launch = ctrd.launch(FIXTURE, bundle, "start");
+                scope.spawn(move || launch.run())
+            });
+            let starts: Vec<_> = starts.collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect::<Result<Vec<_>>>()
+        })?;
+        let take = |(bundle, output)| ctrd.take_start(FIXTURE, bundle, output);
+        let mut shims = bundles.iter().zip(&outputs).map(take).collect::<Result<Vec<_>>>()?;
+        let servers = listeners(&shims[0].socket());
+        assert_eq!(servers.len(), 1, "{servers:?}");
+        for shim in &mut shims {
+            shim.run()?.answer(LIMIT)?;
+            shim.remove()?;
+        }
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_start_for_a_living_group_answers_in_the_form_that_it_was_asked_in() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let build = |id: &str| bundle(&ctrd, id, "").group("pod").args(["true"]).build();
+    let (first, second) = (build("c1")?, build("c2")?);
+    let mut one = ctrd.start(FIXTURE, &first)?;
+    let mut two = ctrd.start(FIXTURE, &second)?;
+    assert_eq!((one.answer().version, one.socket()), (two.answer().version, two.socket()));
+    for shim in [&mut one, &mut two] {
+        shim.run()?.answer(LIMIT)?;
+    }
+    one.remove()?;
+    two.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_server_ends_on_sigterm_without_its_socket_and_delete_ends_its_container() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?;
+    shim.server()?.signal(shim_runtime::Signal::TERM)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    assert!(!shim.socket().exists(), "the socket goes in order");
+    assert_eq!(shim.delete_action()?.exit_status, 137);
+    shim.abandon();
+    Ok(())
+}
+
+#[test]
+fn delete_after_a_killed_shim_tells_the_exit_that_was_seen() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exit 9")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let exit = shim.run()?.answer(LIMIT)?;
+    shim.server()?.signal(shim_runtime::Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    for _ in 0..2 {
+        let deleted = shim.delete_action()?;
+        assert_eq!((deleted.exit_status, deleted.exited_at), (9, exit.exited_at.clone()));
+    }
+    assert!(!shim.socket().exists(), "a dead shim's socket is removed");
+    shim.abandon();
+    Ok(())
+}
+
+#[test]
+fn delete_spares_a_group_that_lives() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let build = |id: &str| bundle(&ctrd, id, "").group("pod").args(["sleep", "1000"]).build();
+    let (first, second) = (build("c1")?, build("c2")?);
+    let mut one = ctrd.start(FIXTURE, &first)?;
+    let mut two = ctrd.start(FIXTURE, &second)?;
+    let (waits, _) = (one.run()?, two.run()?);
+    two.delete_action()?;
+    assert_eq!(two.task().state()?.status, shim_runtime::api::Status::RUNNING.into());
+    one.task().kill(shim_runtime::Signal::KILL)?;
+    waits.answer(LIMIT)?;
+    one.remove()?;
+    two.task().kill(shim_runtime::Signal::KILL)?;
+    two.task().wait().answer(LIMIT)?;
+    two.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_shim_that_nobody_uses_ends_by_itself() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "true")?;
+    let output = ctrd.launch(FIXTURE, &bundle, "start").run()?;
+    let answer = shim_runtime::testing::bootstrap::Answer::parse(Dialect::PARAMS, &output.stdout).unwrap();
+    let socket = answer.path().unwrap();
+    let server = shim_runtime::testing::Process::open(listeners(&socket)[0])?;
+    let began = Instant::now();
+    // A connection that never says anything is no use.
+    let _silent = std::os::unix::net::UnixStream::connect(&socket)?;
+    assert!(server.ended_within(LIMIT));
+    assert!(began.elapsed() > Duration::from_secs(20), "it has to wait for a slow daemon");
+    assert!(!socket.exists());
+    bundle.remove()?;
+    ctrd.check()
+}
