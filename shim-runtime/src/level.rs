@@ -1,4 +1,4 @@
-//! The two levels at which a shim can be written, as [`Entry`](crate::Entry) names them.
+//! The two levels at which a shim can be written, as [`Entry`] names them.
 
 use std::marker::PhantomData;
 
@@ -10,10 +10,10 @@ use crate::publisher::Publisher;
 use crate::server::{Lifetime, Registry, TaskService, Workers};
 use crate::types::Exit;
 
-/// The level of [`Shim`](crate::Shim): the runtime manages the containers' lives.
+/// The level of [`Shim`]: the runtime manages the containers' lives.
 pub struct Managed<S>(PhantomData<S>);
 
-/// The level of [`RawShim`](crate::RawShim): the shim answers the task RPCs itself.
+/// The level of [`RawShim`]: the shim answers the task RPCs itself.
 pub struct Raw<S>(PhantomData<S>);
 
 /// What the process needs of a shim in each of its lives. Not for implementation elsewhere.

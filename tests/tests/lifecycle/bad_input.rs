@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use protobuf::Message;
 use shim_runtime::testing::{Dialect, FakeContainerd, Launch, Output, Result};
 
 use super::{FIXTURE, bundle, names, shell};
@@ -133,24 +135,21 @@ fn a_socket_directory_that_cannot_be_used_is_named() -> Result<()> {
         std::fs::write(ctrd.root().join("file"), "")?;
         let _ = std::fs::create_dir(ctrd.root().join("open"));
         std::fs::set_permissions(ctrd.root().join("open"), std::fs::Permissions::from_mode(0o777))?;
-        launch.stdin = params(&ctrd, &dir.display().to_string());
+        launch.stdin = params(&ctrd, &dir.display().to_string()).write_to_bytes().unwrap();
         let (_, text) = sentence(&ctrd, &launch)?;
         assert!(text.contains(words) && text.contains(&dir.display().to_string()), "{text}");
     }
     Ok(())
 }
 
-fn params(ctrd: &FakeContainerd, socket_dir: &str) -> Vec<u8> {
-    use containerd_shim_protos::bootstrap_api::BootstrapParams;
-    use protobuf::Message;
-    let params = BootstrapParams {
+fn params(ctrd: &FakeContainerd, socket_dir: &str) -> BootstrapParams {
+    BootstrapParams {
         instance_id: "c1".into(),
         namespace: ctrd.namespace().into(),
         containerd_ttrpc_address: "/nowhere".into(),
         socket_dir: Some(socket_dir.into()),
         ..BootstrapParams::default()
-    };
-    params.write_to_bytes().unwrap()
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use shim_runtime::testing::{Bundle, BundleBuilder, Dialect, FakeContainerd, Resu
 /// The shim that misbehaves on request.
 const FIXTURE: &str = env!("CARGO_BIN_EXE_containerd-shim-fixture-v1");
 /// How long anything is waited for that should come at once.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Every dialect whose daemons speak to a shim differently.
 const BOTH: [Dialect; 2] = [Dialect::LEGACY, Dialect::PARAMS];
