@@ -148,7 +148,9 @@ pub(crate) fn a_container_survives_a_killed_containerd_and_its_exit_is_seen_afte
     daemon.restart();
     let task = daemon.task("c").expect("the task is adopted again");
     assert_eq!((task.pid, &*task.status), (pid, "RUNNING"));
+    let events = daemon.events();
     daemon.ctr_ok(&["task", "kill", "c"]);
+    assert_eq!(events.task_topics_until("/tasks/exit"), ["/tasks/exit"]);
     daemon.until_stopped("c");
     assert_eq!(daemon.remove("c"), 5);
 }
@@ -168,14 +170,20 @@ pub(crate) fn an_exit_while_containerd_is_away_is_seen_afterwards(daemon: &mut D
 pub(crate) fn a_killed_shim_takes_its_container_along_and_leaves_nothing(daemon: &mut Daemon) {
     let pid = daemon.run_detached("c", SLEEP);
     let init = Process::open(pid).expect("the container runs");
-    for shim in belonging_to(daemon.root()) {
-        if shim.executable() == fs::canonicalize(&daemon.shim).expect("find the shim") {
-            shim.signal(Signal::KILL);
-            shim.ended("the shim");
-        }
-    }
+    daemon.kill_shims();
     init.ended("the container");
     until("the task to leave the list", || daemon.task("c").is_none().then_some(()));
+    daemon.ctr_ok(&["container", "rm", "c"]);
+}
+
+pub(crate) fn a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", SLEEP);
+    let init = Process::open(pid).expect("the container runs");
+    daemon.crash();
+    daemon.kill_shims();
+    daemon.restart();
+    init.ended("the container");
+    assert_eq!(daemon.task("c"), None);
     daemon.ctr_ok(&["container", "rm", "c"]);
 }
 
@@ -186,6 +194,19 @@ impl Daemon {
 
     fn until_stopped(&self, id: &str) {
         until("the task to be stopped", || (self.status(id) == "STOPPED").then_some(()));
+    }
+
+    fn kill_shims(&self) {
+        let executable = fs::canonicalize(&self.shim).expect("find the shim");
+        let shims: Vec<_> = belonging_to(self.root())
+            .into_iter()
+            .filter(|process| process.executable() == executable)
+            .collect();
+        assert!(!shims.is_empty(), "no process runs {}", executable.display());
+        for shim in shims {
+            shim.signal(Signal::KILL);
+            shim.ended("the shim");
+        }
     }
 
     fn kill_and_remove(&self, id: &str) {

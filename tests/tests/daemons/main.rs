@@ -38,6 +38,7 @@ macro_rules! tests {
             a_container_survives_a_killed_containerd_and_its_exit_is_seen_afterwards
             an_exit_while_containerd_is_away_is_seen_afterwards
             a_killed_shim_takes_its_container_along_and_leaves_nothing
+            a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
         }
     };
     ($release:expr, $($behaviour:ident)*) => {
