@@ -43,6 +43,8 @@ impl FakeContainerd {
     /// a change (contract 2.1 to 2.4).
     pub fn launch(&self, binary: impl Into<PathBuf>, bundle: &Bundle, action: &str) -> Launch {
         let program: PathBuf = binary.into();
+        // It runs in the bundle, so a relative path would lead elsewhere.
+        let program = std::path::absolute(&program).unwrap_or(program);
         let starts = action == "start";
         let mut args: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: &str| args.extend([name.into(), value.into()]);
