@@ -1,0 +1,243 @@
+//! What a container has used, read from the files of its cgroup: the default answer to Stats.
+//! The host decides which of two messages it becomes (contract 6.1); what the kernel does not tell is unset.
+
+mod v1;
+mod v2;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use protobuf::Message;
+
+use crate::api::Any;
+use crate::error::{Error, Result, WithContext};
+use crate::types::Pid;
+
+/// Controllers whose presence in a version 1 hierarchy makes a host one of version 1.
+const MAIN_CONTROLLERS: [&str; 4] = ["memory", "cpuacct", "cpu", "pids"];
+/// How `/proc/PID/cgroup` names the controllers of the unified hierarchy.
+const UNIFIED: &str = "";
+
+/// Metrics of the cgroup that a process is in, unless that is the shim's own.
+///
+/// "Not found" where there are none to tell, which containerd skips in silence (contract 6.3).
+pub(crate) fn stats_of(pid: Option<Pid>) -> Result<Any> {
+    /// Kept, because the table of mounts has a line or more for every container of the host.
+    static HOST: OnceLock<Host> = OnceLock::new();
+    let pid = pid.ok_or_else(|| Error::not_found("no metrics: the container has no process of its own"))?;
+    if let Some(host) = HOST.get() {
+        return host.stats(pid);
+    }
+    let host = Host::at(Path::new("/"))?;
+    HOST.get_or_init(|| host).stats(pid)
+}
+
+/// What stays the same from one reading to the next.
+#[derive(Debug)]
+struct Host {
+    /// `/`, or a tree that looks like it.
+    root: PathBuf,
+    mounts: Vec<Mount>,
+    /// As the names of files have them: `2MB`.
+    page_sizes: Vec<String>,
+}
+
+impl Host {
+    fn at(root: &Path) -> Result<Self> {
+        let table = std::fs::read(root.join("proc/self/mountinfo"))
+            .context(|| "cannot read the list of mounts to find the cgroups")?;
+        // A mount of somebody else may have any name.
+        let table = String::from_utf8_lossy(&table);
+        let mounts = table.lines().filter_map(|line| Mount::parse(root, line)).collect();
+        Ok(Self { root: root.to_owned(), mounts, page_sizes: page_sizes(root) })
+    }
+
+    fn stats(&self, pid: Pid) -> Result<Any> {
+        let theirs = self.membership(&pid.to_string()).map_err(|error| {
+            // It may also go between the opening and the reading.
+            if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) {
+                Error::not_found(format!("no metrics: process {pid} is gone"))
+            } else {
+                Error::from(error).context(format!("cannot find the cgroup of process {pid}"))
+            }
+        })?;
+        let ours = self.membership("self").context(|| "cannot find the cgroup of the shim")?;
+        let group = |controller: &str| self.open(controller, theirs.of_its_own(controller, &ours)?);
+        if MAIN_CONTROLLERS.iter().any(|controller| theirs.path(controller).is_some()) {
+            let metrics = v1::metrics(group, &self.page_sizes, &self.root.join("proc/partitions"));
+            any("io.containerd.cgroups.v1.Metrics", metrics, pid)
+        } else {
+            let metrics = group(UNIFIED).and_then(|mut files| v2::metrics(&mut files, &self.page_sizes));
+            any("io.containerd.cgroups.v2.Metrics", metrics, pid)
+        }
+    }
+
+    fn membership(&self, process: &str) -> io::Result<Membership> {
+        std::fs::read_to_string(self.root.join("proc").join(process).join("cgroup")).map(Membership)
+    }
+
+    /// The first mount that shows the cgroup is taken: one may be hidden under another, or show a part only.
+    fn open(&self, controller: &str, path: &str) -> Option<Files> {
+        let mounts = self.mounts.iter().filter(|mount| mount.carries(controller));
+        mounts.filter_map(|mount| mount.directory(path)).find_map(|directory| Files::open(&directory))
+    }
+}
+
+fn any(type_url: &str, metrics: Option<impl Message>, pid: Pid) -> Result<Any> {
+    let metrics = metrics
+        .ok_or_else(|| Error::not_found(format!("no metrics: process {pid} has no cgroup of its own")))?;
+    let value = metrics.write_to_bytes().map_err(|error| Error::internal(error.to_string()))?;
+    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+}
+
+/// Where a process is in each hierarchy: the content of `/proc/PID/cgroup`.
+#[derive(Debug)]
+struct Membership(String);
+
+impl Membership {
+    fn path(&self, controller: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        })
+    }
+
+    /// The path, where it tells of this process and not of others.
+    ///
+    /// The root is nobody's own: it stands for the whole host, and in version 1 for a process that has ended.
+    fn of_its_own(&self, controller: &str, ours: &Self) -> Option<&str> {
+        self.path(controller).filter(|path| *path != "/" && ours.path(controller) != Some(path))
+    }
+}
+
+/// A mount of a cgroup hierarchy.
+#[derive(Debug)]
+struct Mount {
+    /// In version 1, the controllers are among the words; `None` for the unified hierarchy.
+    options: Option<String>,
+    /// The cgroup that is seen at `point`; not `/` where a container was given its own part only.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+impl Mount {
+    /// One line of `mountinfo`, if it is of a cgroup hierarchy.
+    fn parse(root: &Path, line: &str) -> Option<Self> {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut kind = kind.split(' ');
+        let options = match kind.next()? {
+            "cgroup" => Some(kind.nth(1)?.to_owned()),
+            "cgroup2" => None,
+            _ => return None,
+        };
+        let mut place = place.split(' ').skip(3).map(unescape);
+        let (group, point) = (place.next()?, place.next()?);
+        Some(Self { options, root: group.into(), point: root.join(point.trim_start_matches('/')) })
+    }
+
+    fn carries(&self, controller: &str) -> bool {
+        match &self.options {
+            Some(options) => options.split(',').any(|word| word == controller),
+            None => controller == UNIFIED,
+        }
+    }
+
+    /// The directory of a cgroup, unless it lies outside of what is mounted here.
+    fn directory(&self, path: &str) -> Option<PathBuf> {
+        let below = Path::new(path).strip_prefix(&self.root).ok()?;
+        // Seen from within a cgroup namespace, what is outside starts with `/..`.
+        let inside = !below.components().any(|part| part == Component::ParentDir);
+        inside.then(|| self.point.join(below))
+    }
+}
+
+/// `mountinfo` writes white space and backslashes as three octal digits.
+fn unescape(field: &str) -> String {
+    field.replace(r"\040", " ").replace(r"\011", "\t").replace(r"\012", "\n").replace(r"\134", "\\")
+}
+
+/// The sizes of huge pages that the kernel knows, as the hugetlb controller writes them.
+fn page_sizes(root: &Path) -> Vec<String> {
+    let kilobytes =
+        |name: &OsStr| name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok();
+    let known = std::fs::read_dir(root.join("sys/kernel/mm/hugepages")).into_iter().flatten().flatten();
+    let mut sizes: Vec<u64> = known.filter_map(|entry| kilobytes(&entry.file_name())).collect();
+    sizes.sort_unstable();
+    let name = |size: &u64| match size {
+        ..0x400 => format!("{size}KB"),
+        0x400..0x10_0000 => format!("{}MB", size >> 10),
+        _ => format!("{}GB", size >> 20),
+    };
+    sizes.iter().map(name).collect()
+}
+
+/// The directory of one cgroup. Its files are read one after the other into the same buffer.
+///
+/// What cannot be read is taken for missing: kernels differ in their files, some fail only when read
+/// (`*.pressure` without accounting), and all do once the cgroup is removed.
+#[derive(Debug)]
+struct Files {
+    directory: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Files {
+    fn open(directory: &Path) -> Option<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(directory, flags, Mode::empty()).ok()?;
+        Some(Self { directory, buffer: Vec::with_capacity(4096) })
+    }
+
+    fn text(&mut self, name: &str) -> Option<&str> {
+        /// Far more than any of these files has.
+        const LIMIT: u64 = 1 << 20;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.directory, name, flags, Mode::empty()).ok()?);
+        self.buffer.clear();
+        // `take` saves the two calls by which a file is asked for its size, which here is always 0.
+        file.take(LIMIT).read_to_end(&mut self.buffer).ok()?;
+        std::str::from_utf8(&self.buffer).ok()
+    }
+
+    /// The content of a file that is one number.
+    fn number(&mut self, name: &str) -> Option<u64> {
+        number(self.text(name)?.trim_ascii_end())
+    }
+
+    /// The lines of a file that are a name and a number each.
+    fn pairs(&mut self, name: &str) -> Option<impl Iterator<Item = (&str, u64)> + use<'_>> {
+        Some(self.text(name)?.lines().filter_map(|line| {
+            let (key, value) = line.split_once(' ')?;
+            Some((key, number(value)?))
+        }))
+    }
+
+    /// The lines of an rdma file: a device, its handles and its objects.
+    fn rdma<T>(&mut self, name: &str, entry: impl Fn(String, u32, u32) -> T) -> Option<Vec<T>> {
+        let line = |line: &str| {
+            let (device, counts) = line.split_once(' ')?;
+            let count = |key| counts.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            let count =
+                |key| count(key).and_then(number).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+            Some(entry(device.to_owned(), count("hca_handle")?, count("hca_object")?))
+        };
+        Some(self.text(name)?.lines().filter_map(line).collect())
+    }
+}
+
+/// A number as the kernel writes it; `max` stands for "no limit".
+fn number(text: &str) -> Option<u64> {
+    if text == "max" { Some(u64::MAX) } else { text.parse().ok() }
+}
+
+/// The two numbers of a block device: `8:16`.
+fn device(text: &str) -> Option<(u64, u64)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
