@@ -241,3 +241,257 @@ fn device(text: &str) -> Option<(u64, u64)> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use containerd_shim_protos::{cgroups, cgroups_v2};
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+    use super::*;
+    use crate::error::Code;
+
+    /// A directory of files, removed in the end.
+    pub(super) struct Tree(PathBuf);
+
+    impl Tree {
+        pub(super) fn new(files: &[(&str, &str)]) -> Self {
+            use std::sync::atomic::{AtomicU32, Ordering};
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let root = std::env::temp_dir().join(format!("shim-cgroup-{}-{count}", std::process::id()));
+            std::fs::create_dir_all(&root).unwrap();
+            for (path, content) in files {
+                let path = root.join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, content).unwrap();
+            }
+            Self(root)
+        }
+
+        pub(super) fn root(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn stats(tree: &Tree, pid: u32) -> Result<Any> {
+        Host::at(tree.root())?.stats(Pid::new(pid).unwrap())
+    }
+
+    fn pids_v1(any: &Any) -> u64 {
+        assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
+        cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap().pids.current
+    }
+
+    fn pids_v2(any: &Any) -> u64 {
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap().pids.current
+    }
+
+    const V1_MOUNTS: &str = "\
+        30 23 0:26 / /run rw,nosuid shared:5 - tmpfs tmpfs rw,mode=755\n\
+        33 31 0:30 / /cg/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+        35 31 0:32 / /cg/memory rw shared:11 - cgroup cgroup rw,memory\n\
+        39 31 0:36 / /cg/pids rw - cgroup cgroup rw,pids\n\
+        40 31 0:37 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+        41 31 0:38 / /cg/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V2_MOUNT: &str = "30 23 0:26 / /cg rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn a_hybrid_host_is_one_of_version_1_and_its_controllers_may_share_a_mount() {
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", V1_MOUNTS),
+            (
+                "proc/self/cgroup",
+                "9:pids:/shim\n8:memory:/shim\n3:cpu,cpuacct:/shim\n1:name=systemd:/shim\n0::/shim\n",
+            ),
+            (
+                "proc/7/cgroup",
+                "9:pids:/ctr\n8:memory:/ctr\n3:cpu,cpuacct:/ctr\n1:name=systemd:/ctr\n0::/ctr\n",
+            ),
+            ("cg/pids/ctr/pids.current", "4\n"),
+            ("cg/cpu,cpuacct/ctr/cpuacct.usage", "5\n"),
+            ("cg/cpu,cpuacct/ctr/cpu.stat", "nr_periods 6\n"),
+            ("cg/memory/ctr/memory.usage_in_bytes", "7\n"),
+            ("cg/unified/ctr/cpu.stat", "usage_usec 900\n"),
+        ]);
+        let any = stats(&tree, 7).unwrap();
+        assert_eq!(pids_v1(&any), 4);
+        let metrics = cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(metrics.cpu.usage.total, 5);
+        assert_eq!(metrics.cpu.throttling.periods, 6);
+        assert_eq!(metrics.memory.usage.usage, 7);
+    }
+
+    #[test]
+    fn a_named_hierarchy_beside_the_unified_one_does_not_make_a_host_one_of_version_1() {
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", V2_MOUNT),
+            ("proc/self/cgroup", "1:name=systemd:/\n0::/shim\n"),
+            ("proc/7/cgroup", "1:name=systemd:/\n0::/pod/ctr\n"),
+            ("cg/pod/ctr/pids.current", "4\n"),
+        ]);
+        assert_eq!(pids_v2(&stats(&tree, 7).unwrap()), 4);
+    }
+
+    #[test]
+    fn what_is_the_shims_own_is_not_the_containers() {
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", V1_MOUNTS),
+            ("proc/self/cgroup", "9:pids:/shim\n8:memory:/shim\n0::/shim\n"),
+            ("proc/7/cgroup", "9:pids:/shim\n8:memory:/shim\n0::/ctr\n"),
+            ("proc/8/cgroup", "9:pids:/ctr\n8:memory:/shim\n0::/shim\n"),
+            ("cg/pids/shim/pids.current", "4\n"),
+            ("cg/pids/ctr/pids.current", "1\n"),
+            ("cg/memory/shim/memory.usage_in_bytes", "7\n"),
+        ]);
+        let error = stats(&tree, 7).unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+        assert_eq!(error.to_string(), "no metrics: process 7 has no cgroup of its own");
+        let any = stats(&tree, 8).unwrap();
+        assert_eq!(pids_v1(&any), 1);
+        assert!(cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap().memory.is_none());
+    }
+
+    #[test]
+    fn the_shims_own_unified_cgroup_and_the_root_are_not_the_containers() {
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", V2_MOUNT),
+            ("proc/self/cgroup", "0::/shim\n"),
+            ("proc/7/cgroup", "0::/shim\n"),
+            ("proc/8/cgroup", "0::/\n"),
+            ("cg/cpu.stat", "usage_usec 900\n"),
+            ("cg/shim/cpu.stat", "usage_usec 900\n"),
+        ]);
+        assert_eq!(stats(&tree, 7).unwrap_err().code(), Code::NotFound);
+        assert_eq!(stats(&tree, 8).unwrap_err().code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_removed_cgroup_is_not_found() {
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", V2_MOUNT),
+            ("proc/self/cgroup", "0::/shim\n"),
+            ("proc/7/cgroup", "0::/ctr (deleted)\n"),
+        ]);
+        assert_eq!(stats(&tree, 7).unwrap_err().code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_mount_of_a_part_of_the_hierarchy_shows_only_what_is_below() {
+        let mounts = "\
+            30 23 0:26 /other /elsewhere rw - cgroup2 cgroup2 rw\n\
+            31 23 0:26 /a\\134x2d\\040b /cg rw - cgroup2 cgroup2 rw\n";
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", mounts),
+            ("proc/self/cgroup", "0::/a\\x2d b/shim\n"),
+            ("proc/7/cgroup", "0::/a\\x2d b/ctr\n"),
+            ("proc/8/cgroup", "0::/a\\x2d b/../ctr\n"),
+            ("cg/ctr/pids.current", "4\n"),
+            ("ctr/pids.current", "900\n"),
+        ]);
+        assert_eq!(pids_v2(&stats(&tree, 7).unwrap()), 4);
+        assert_eq!(stats(&tree, 8).unwrap_err().code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_mount_that_is_hidden_under_another_is_passed_over() {
+        let mounts = format!("29 23 0:26 / /hidden rw - cgroup2 cgroup2 rw\n{V2_MOUNT}");
+        let tree = Tree::new(&[
+            ("proc/self/mountinfo", &mounts),
+            ("proc/self/cgroup", "0::/shim\n"),
+            ("proc/7/cgroup", "0::/ctr\n"),
+            ("cg/ctr/pids.current", "4\n"),
+        ]);
+        assert_eq!(pids_v2(&stats(&tree, 7).unwrap()), 4);
+    }
+
+    #[test]
+    fn sizes_of_huge_pages_are_written_as_the_controller_writes_them() {
+        let folder = |size| format!("sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages");
+        let folders = [1_048_576, 64, 2048].map(folder);
+        let tree = Tree::new(&folders.each_ref().map(|path| (path.as_str(), "0\n")));
+        assert_eq!(page_sizes(tree.root()), ["64KB", "2MB", "1GB"]);
+    }
+
+    #[test]
+    fn no_process_and_a_process_that_is_gone_are_not_found() {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        for pid in [None, Pid::new(child.id()), Some(Pid::own())] {
+            assert_eq!(stats_of(pid).unwrap_err().code(), Code::NotFound);
+        }
+    }
+
+    /// A process in a cgroup of its own, in each hierarchy that is read; both are removed in the end.
+    struct Contained {
+        child: Child,
+        groups: Vec<PathBuf>,
+    }
+
+    impl Contained {
+        fn start() -> Self {
+            let child = Command::new("sleep").arg("60").spawn().unwrap();
+            let pid = child.id().to_string();
+            let mut contained = Self { child, groups: vec![] };
+            let read = |mount: &Mount| {
+                let mut controllers = MAIN_CONTROLLERS.iter().chain(&["blkio", UNIFIED]);
+                controllers.any(|controller| mount.carries(controller))
+            };
+            for mount in Host::at(Path::new("/")).unwrap().mounts.into_iter().filter(read) {
+                let group = mount.point.join(format!("shim-cgroup-test-{pid}"));
+                if std::fs::create_dir(&group).is_ok() {
+                    contained.groups.push(group.clone());
+                    std::fs::write(group.join("cgroup.procs"), &pid).unwrap();
+                }
+            }
+            contained
+        }
+    }
+
+    impl Drop for Contained {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            for group in &self.groups {
+                let removed = std::fs::remove_dir(group);
+                assert!(removed.is_ok() || std::thread::panicking(), "cannot remove {group:?}: {removed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_in_a_cgroup_of_its_own_is_measured_on_this_machine() {
+        let mut contained = Contained::start();
+        if contained.groups.is_empty() {
+            let all = std::env::var("SHIM_TESTS").is_ok_and(|tests| tests == "all");
+            assert!(!all, "a cgroup cannot be made here; it needs root");
+            eprintln!("skipped: a cgroup cannot be made here; it needs root");
+            return;
+        }
+        let pid = Pid::new(contained.child.id());
+        let any = stats_of(pid).unwrap();
+        if any.type_url != "io.containerd.cgroups.v1.Metrics" {
+            let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+            assert!(metrics.cpu.is_some(), "{metrics}");
+            return;
+        }
+        assert_eq!(pids_v1(&any), 1);
+        let metrics = cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert!(metrics.memory.usage.limit > 0, "{metrics}");
+        assert!(metrics.memory_oom_control.is_some(), "{metrics}");
+        assert!(!metrics.cpu.usage.per_cpu.is_empty(), "{metrics}");
+        // A process that has ended is taken to the root of every hierarchy of version 1.
+        contained.child.kill().unwrap();
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(nix::unistd::Pid::from_raw(pid.unwrap().raw())), ended).unwrap();
+        assert_eq!(stats_of(pid).unwrap_err().code(), Code::NotFound);
+    }
+}

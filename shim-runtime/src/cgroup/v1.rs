@@ -262,3 +262,220 @@ fn hugetlb(files: &mut Files, size: &str) -> Option<HugetlbStat> {
         ..HugetlbStat::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Tree;
+    use super::*;
+
+    const MEMORY_STAT: &str = "cache 1\nrss 2\nrss_huge 3\nshmem 900\nmapped_file 4\ndirty 5\nwriteback 6\n\
+        workingset_refault_anon 901\npgpgin 7\npgpgout 8\npgfault 9\npgmajfault 10\ninactive_anon 11\n\
+        active_anon 12\ninactive_file 13\nactive_file 14\nunevictable 15\nhierarchical_memory_limit 16\n\
+        hierarchical_memsw_limit 9223372036854771712\ntotal_cache 18\ntotal_rss 19\ntotal_rss_huge 20\n\
+        total_shmem 902\ntotal_mapped_file 21\ntotal_dirty 22\ntotal_writeback 23\ntotal_pgpgin 24\n\
+        total_pgpgout 25\ntotal_pgfault 26\ntotal_pgmajfault 27\ntotal_inactive_anon 28\ntotal_active_anon 29\n\
+        total_inactive_file 30\ntotal_active_file 31\ntotal_unevictable 32\n";
+
+    /// Each controller's cgroup is a directory of its name.
+    fn read(tree: &Tree) -> Option<Metrics> {
+        let group = |controller: &str| Files::open(&tree.root().join(controller));
+        metrics(group, &["2MB".to_owned(), "1GB".to_owned()], &tree.root().join("partitions"))
+    }
+
+    fn disk(device: &str, (major, minor): (u64, u64), op: &str, value: u64) -> BlkIOEntry {
+        let (device, op) = (device.to_owned(), op.to_owned());
+        BlkIOEntry { op, device, major, minor, value, ..BlkIOEntry::default() }
+    }
+
+    #[test]
+    fn processor_time_is_told_per_mode_and_processor_with_throttling() {
+        let tree = Tree::new(&[
+            ("cpuacct/cpuacct.usage", "1234567890\n"),
+            ("cpuacct/cpuacct.stat", "user 70\nsystem 53\n"),
+            ("cpuacct/cpuacct.usage_percpu", "1000000000 234567890 \n"),
+            (
+                "cpu/cpu.stat",
+                "nr_periods 4\nnr_throttled 5\nthrottled_time 6\nnr_bursts 900\nburst_time 901\n",
+            ),
+        ]);
+        let usage = CPUUsage {
+            total: 1_234_567_890,
+            kernel: 530_000_000,
+            user: 700_000_000,
+            per_cpu: vec![1_000_000_000, 234_567_890],
+            ..CPUUsage::default()
+        };
+        let throttling =
+            Throttle { periods: 4, throttled_periods: 5, throttled_time: 6, ..Throttle::default() };
+        let cpu = read(&tree).unwrap().cpu;
+        assert_eq!(cpu.usage, MessageField::some(usage));
+        assert_eq!(cpu.throttling, MessageField::some(throttling));
+    }
+
+    #[test]
+    fn throttling_is_there_for_clients_even_where_the_kernel_has_none() {
+        let metrics = read(&Tree::new(&[("cpuacct/cpuacct.usage", "1\n")])).unwrap();
+        assert_eq!(metrics.cpu.throttling, MessageField::some(Throttle::default()));
+    }
+
+    #[test]
+    fn memory_statistics_are_read_whole() {
+        let tree =
+            Tree::new(&[("memory/memory.stat", MEMORY_STAT), ("memory/memory.usage_in_bytes", "33\n")]);
+        let expected = MemoryStat {
+            cache: 1,
+            rss: 2,
+            rss_huge: 3,
+            mapped_file: 4,
+            dirty: 5,
+            writeback: 6,
+            pg_pg_in: 7,
+            pg_pg_out: 8,
+            pg_fault: 9,
+            pg_maj_fault: 10,
+            inactive_anon: 11,
+            active_anon: 12,
+            inactive_file: 13,
+            active_file: 14,
+            unevictable: 15,
+            hierarchical_memory_limit: 16,
+            hierarchical_swap_limit: 9_223_372_036_854_771_712,
+            total_cache: 18,
+            total_rss: 19,
+            total_rss_huge: 20,
+            total_mapped_file: 21,
+            total_dirty: 22,
+            total_writeback: 23,
+            total_pg_pg_in: 24,
+            total_pg_pg_out: 25,
+            total_pg_fault: 26,
+            total_pg_maj_fault: 27,
+            total_inactive_anon: 28,
+            total_active_anon: 29,
+            total_inactive_file: 30,
+            total_active_file: 31,
+            total_unevictable: 32,
+            usage: MessageField::some(MemoryEntry { usage: 33, ..MemoryEntry::default() }),
+            ..MemoryStat::default()
+        };
+        assert_eq!(read(&tree).unwrap().memory, MessageField::some(expected));
+    }
+
+    #[test]
+    fn memory_swap_and_kernel_memory_have_usage_limit_peak_and_failures() {
+        let kinds = ["memory", "memory.memsw", "memory.kmem", "memory.kmem.tcp"];
+        let whats = ["limit_in_bytes", "usage_in_bytes", "max_usage_in_bytes", "failcnt"];
+        let names = kinds.iter().flat_map(|kind| whats.map(|what| format!("memory/{kind}.{what}")));
+        let files: Vec<_> = names.zip(1..).map(|(name, n)| (name, format!("{n}\n"))).collect();
+        let mut files: Vec<_> =
+            files.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect();
+        files.push(("memory/memory.oom_control", "oom_kill_disable 1\nunder_oom 2\noom_kill 3\n"));
+        let metrics = read(&Tree::new(&files)).unwrap();
+        let entry = |limit, usage, max, failcnt| {
+            MessageField::some(MemoryEntry { limit, usage, max, failcnt, ..MemoryEntry::default() })
+        };
+        assert_eq!(metrics.memory.usage, entry(1, 2, 3, 4));
+        assert_eq!(metrics.memory.swap, entry(5, 6, 7, 8));
+        assert_eq!(metrics.memory.kernel, entry(9, 10, 11, 12));
+        assert_eq!(metrics.memory.kernel_tcp, entry(13, 14, 15, 16));
+        let expected = MemoryOomControl {
+            oom_kill_disable: 1,
+            under_oom: 2,
+            oom_kill: 3,
+            ..MemoryOomControl::default()
+        };
+        assert_eq!(metrics.memory_oom_control, MessageField::some(expected));
+    }
+
+    #[test]
+    fn a_scheduler_that_keeps_statistics_is_asked_for_all_of_them() {
+        let names = ["io_service_bytes", "io_serviced", "io_queued", "io_service_time", "io_wait_time"];
+        let names = names.into_iter().chain(["io_merged", "time", "sectors"]);
+        let files: Vec<_> = names
+            .zip(1..)
+            .map(|(name, n)| (format!("blkio/blkio.{name}_recursive"), format!("8:0 Read {n}\nTotal {n}\n")))
+            .collect();
+        let mut files: Vec<_> =
+            files.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect();
+        files.extend([("pids/pids.current", "1"), ("blkio/blkio.time_recursive", "8:0 7\n")]);
+        files.push(("blkio/blkio.throttle.io_serviced", "8:0 Read 900\n"));
+        let entry = |op, value| vec![disk("", (8, 0), op, value)];
+        let expected = BlkIOStat {
+            io_service_bytes_recursive: entry("Read", 1),
+            io_serviced_recursive: entry("Read", 2),
+            io_queued_recursive: entry("Read", 3),
+            io_service_time_recursive: entry("Read", 4),
+            io_wait_time_recursive: entry("Read", 5),
+            io_merged_recursive: entry("Read", 6),
+            io_time_recursive: entry("", 7),
+            sectors_recursive: entry("Read", 8),
+            ..BlkIOStat::default()
+        };
+        assert_eq!(read(&Tree::new(&files)).unwrap().blkio, MessageField::some(expected));
+    }
+
+    #[test]
+    fn what_passed_the_throttle_stands_in_for_an_idle_scheduler() {
+        let metrics = read(&Tree::new(&[
+            ("pids/pids.current", "1"),
+            (
+                "partitions",
+                "major minor  #blocks  name\n\n   8        0  10485760 sda\n 254       16   1 vdb\n",
+            ),
+            ("blkio/blkio.bfq.io_serviced_recursive", "Total 0\n"),
+            ("blkio/blkio.throttle.io_serviced", "8:0 Read 900\n"),
+            ("blkio/blkio.throttle.io_serviced_recursive", "8:0 Read 1\n8:0 Total 1\nTotal 1\n"),
+            ("blkio/blkio.throttle.io_service_bytes", "254:16 Write 4096\n9:9 Sync 512\nTotal 4608\n"),
+        ]))
+        .unwrap();
+        let serviced = [disk("/dev/sda", (8, 0), "Read", 1), disk("/dev/sda", (8, 0), "Total", 1)];
+        assert_eq!(metrics.blkio.io_serviced_recursive, serviced);
+        let bytes = [disk("/dev/vdb", (254, 16), "Write", 4096), disk("", (9, 9), "Sync", 512)];
+        assert_eq!(metrics.blkio.io_service_bytes_recursive, bytes);
+    }
+
+    #[test]
+    fn processes_huge_pages_and_rdma_devices_are_read() {
+        let metrics = read(&Tree::new(&[
+            ("pids/pids.current", "3\n"),
+            ("pids/pids.max", "max\n"),
+            ("hugetlb/hugetlb.1GB.usage_in_bytes", "1\n"),
+            ("hugetlb/hugetlb.1GB.max_usage_in_bytes", "2\n"),
+            ("hugetlb/hugetlb.1GB.failcnt", "3\n"),
+            ("rdma/rdma.current", "mlx4_0 hca_handle=2 hca_object=2000\n"),
+            ("rdma/rdma.max", "mlx4_0 hca_handle=max hca_object=5000\n"),
+        ]))
+        .unwrap();
+        let expected = PidsStat { current: 3, limit: u64::MAX, ..PidsStat::default() };
+        assert_eq!(metrics.pids, MessageField::some(expected));
+        let expected = HugetlbStat {
+            usage: 1,
+            max: 2,
+            failcnt: 3,
+            pagesize: "1GB".to_owned(),
+            ..HugetlbStat::default()
+        };
+        assert_eq!(metrics.hugetlb, [expected]);
+        let entry = |hca_handles, hca_objects| RdmaEntry {
+            device: "mlx4_0".to_owned(),
+            hca_handles,
+            hca_objects,
+            ..RdmaEntry::default()
+        };
+        assert_eq!(metrics.rdma.current, [entry(2, 2000)]);
+        assert_eq!(metrics.rdma.limit, [entry(u32::MAX, 5000)]);
+    }
+
+    #[test]
+    fn the_part_of_a_missing_controller_is_unset() {
+        let expected = PidsStat { current: 1, limit: 9, ..PidsStat::default() };
+        let expected = Metrics { pids: MessageField::some(expected), ..Metrics::default() };
+        let files = [("pids/pids.current", "1\n"), ("pids/pids.max", "9\n"), ("memory/cgroup.procs", "")];
+        assert_eq!(read(&Tree::new(&files)), Some(expected));
+    }
+
+    #[test]
+    fn a_removed_cgroup_has_no_metrics() {
+        assert_eq!(read(&Tree::new(&[("blkio/blkio.throttle.io_serviced", "Total 0\n")])), None);
+    }
+}

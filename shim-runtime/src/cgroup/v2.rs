@@ -199,3 +199,200 @@ fn stalled(values: &str) -> Option<PSIData> {
     }
     Some(data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Tree;
+    use super::*;
+
+    const MEMORY_STAT: &str = "anon 101\nfile 102\nkernel 9000\nkernel_stack 103\npagetables 9001\npercpu 9002\n\
+        sock 105\nvmalloc 9003\nshmem 106\nzswap 9004\nfile_mapped 107\nfile_dirty 108\nfile_writeback 109\n\
+        swapcached 9005\nanon_thp 110\nfile_thp 9006\ninactive_anon 111\nactive_anon 112\ninactive_file 113\n\
+        active_file 114\nunevictable 115\nslab_reclaimable 116\nslab_unreclaimable 117\nslab 104\n\
+        workingset_refault_anon 20\nworkingset_refault_file 100\nworkingset_activate_anon 21\n\
+        workingset_activate_file 100\nworkingset_restore_anon 9007\nworkingset_nodereclaim 122\npgscan 124\n\
+        pgsteal 125\npgscan_kswapd 9008\npgfault 118\npgmajfault 119\npgrefill 123\npgactivate 126\n\
+        pgdeactivate 127\npglazyfree 128\npglazyfreed 129\nthp_fault_alloc 130\nthp_collapse_alloc 131\n";
+
+    fn pressure_text(first: u32) -> String {
+        let [some, full] = [first, first + 4];
+        let line =
+            |kind, n| format!("{kind} avg10=0.{n} avg60=0.{} avg300=1.{} total={}", n + 1, n + 2, n + 3);
+        format!("{}\n{}\n", line("some", some), line("full", full))
+    }
+
+    fn psi(some: [f64; 3], some_total: u64, full: [f64; 3], full_total: u64) -> MessageField<PSIStats> {
+        let data = |[avg10, avg60, avg300]: [f64; 3], total| {
+            MessageField::some(PSIData { avg10, avg60, avg300, total, ..PSIData::default() })
+        };
+        let (some, full) = (data(some, some_total), data(full, full_total));
+        MessageField::some(PSIStats { some, full, ..PSIStats::default() })
+    }
+
+    fn read(tree: &Tree) -> Option<Metrics> {
+        metrics(&mut Files::open(tree.root()).unwrap(), &["2MB".to_owned(), "1GB".to_owned()])
+    }
+
+    #[test]
+    fn processor_time_comes_with_throttling_and_pressure() {
+        let tree = Tree::new(&[
+            (
+                "cpu.stat",
+                "usage_usec 1\nuser_usec 2\nsystem_usec 3\nnice_usec 900\ncore_sched.force_idle_usec 901\n\
+                 nr_periods 4\nnr_throttled 5\nthrottled_usec 6\nnr_bursts 8\nburst_usec 9\n",
+            ),
+            ("cpu.pressure", &pressure_text(10)),
+        ]);
+        let expected = CPUStat {
+            usage_usec: 1,
+            user_usec: 2,
+            system_usec: 3,
+            nr_periods: 4,
+            nr_throttled: 5,
+            throttled_usec: 6,
+            psi: psi([0.10, 0.11, 1.12], 13, [0.14, 0.15, 1.16], 17),
+            nr_bursts: 8,
+            burst_usec: 9,
+            ..CPUStat::default()
+        };
+        assert_eq!(read(&tree).unwrap().cpu, MessageField::some(expected));
+    }
+
+    #[test]
+    fn memory_comes_with_swap_limits_peaks_and_pressure() {
+        let tree = Tree::new(&[
+            ("memory.stat", MEMORY_STAT),
+            ("memory.current", "132\n"),
+            ("memory.max", "133\n"),
+            ("memory.swap.current", "134\n"),
+            ("memory.swap.max", "max\n"),
+            ("memory.peak", "136\n"),
+            ("memory.swap.peak", "137\n"),
+            ("memory.pressure", &pressure_text(20)),
+        ]);
+        let expected = MemoryStat {
+            anon: 101,
+            file: 102,
+            kernel_stack: 103,
+            slab: 104,
+            sock: 105,
+            shmem: 106,
+            file_mapped: 107,
+            file_dirty: 108,
+            file_writeback: 109,
+            anon_thp: 110,
+            inactive_anon: 111,
+            active_anon: 112,
+            inactive_file: 113,
+            active_file: 114,
+            unevictable: 115,
+            slab_reclaimable: 116,
+            slab_unreclaimable: 117,
+            pgfault: 118,
+            pgmajfault: 119,
+            workingset_refault: 120,
+            workingset_activate: 121,
+            workingset_nodereclaim: 122,
+            pgrefill: 123,
+            pgscan: 124,
+            pgsteal: 125,
+            pgactivate: 126,
+            pgdeactivate: 127,
+            pglazyfree: 128,
+            pglazyfreed: 129,
+            thp_fault_alloc: 130,
+            thp_collapse_alloc: 131,
+            usage: 132,
+            usage_limit: 133,
+            swap_usage: 134,
+            swap_limit: u64::MAX,
+            max_usage: 136,
+            swap_max_usage: 137,
+            psi: psi([0.20, 0.21, 1.22], 23, [0.24, 0.25, 1.26], 27),
+            ..MemoryStat::default()
+        };
+        assert_eq!(read(&tree).unwrap().memory, MessageField::some(expected));
+    }
+
+    #[test]
+    fn processes_and_memory_events_are_counted() {
+        let events = "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\nsock_throttled 7\n";
+        let files = [("pids.current", "7\n"), ("pids.max", "max\n"), ("memory.events", events)];
+        let metrics = read(&Tree::new(&files)).unwrap();
+        let expected = PidsStat { current: 7, limit: u64::MAX, ..PidsStat::default() };
+        assert_eq!(metrics.pids, MessageField::some(expected));
+        let expected = MemoryEvents {
+            low: 1,
+            high: 2,
+            max: 3,
+            oom: 4,
+            oom_kill: 5,
+            oom_group_kill: 6,
+            ..MemoryEvents::default()
+        };
+        assert_eq!(metrics.memory_events, MessageField::some(expected));
+    }
+
+    #[test]
+    fn disks_are_told_apart_and_idle_ones_left_out() {
+        let stat = "8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n7:1 7:0 254:0 rbytes=7 wbytes=8 rios=9 \
+            wios=10 dbytes=0 dios=0 cost.usage=11\n7:2 \n";
+        let pressure = pressure_text(30);
+        let metrics =
+            read(&Tree::new(&[("pids.current", "1"), ("io.stat", stat), ("io.pressure", &pressure)]))
+                .unwrap();
+        let entry = |(major, minor), [rbytes, wbytes, rios, wios]: [u64; 4]| IOEntry {
+            major,
+            minor,
+            rbytes,
+            wbytes,
+            rios,
+            wios,
+            ..IOEntry::default()
+        };
+        assert_eq!(metrics.io.usage, [entry((8, 16), [1, 2, 3, 4]), entry((254, 0), [7, 8, 9, 10])]);
+        assert_eq!(metrics.io.psi, psi([0.30, 0.31, 1.32], 33, [0.34, 0.35, 1.36], 37));
+    }
+
+    #[test]
+    fn huge_pages_and_rdma_devices_are_read() {
+        let metrics = read(&Tree::new(&[
+            ("pids.current", "1"),
+            ("hugetlb.2MB.current", "4194304\n"),
+            ("hugetlb.2MB.max", "max\n"),
+            ("hugetlb.2MB.events", "max 3\n"),
+            ("rdma.current", "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=0\n"),
+            ("rdma.max", "mlx4_0 hca_handle=2 hca_object=max\n"),
+        ]))
+        .unwrap();
+        let expected = HugeTlbStat {
+            current: 4_194_304,
+            max: u64::MAX,
+            pagesize: "2MB".to_owned(),
+            failcnt: 3,
+            ..HugeTlbStat::default()
+        };
+        assert_eq!(metrics.hugetlb, [expected]);
+        let entry = |device: &str, hca_handles, hca_objects| RdmaEntry {
+            device: device.to_owned(),
+            hca_handles,
+            hca_objects,
+            ..RdmaEntry::default()
+        };
+        assert_eq!(metrics.rdma.current, [entry("mlx4_0", 2, 2000), entry("ocrdma1", 3, 0)]);
+        assert_eq!(metrics.rdma.limit, [entry("mlx4_0", 2, u32::MAX)]);
+    }
+
+    #[test]
+    fn the_part_of_a_controller_that_is_not_enabled_is_unset() {
+        let expected = CPUStat { usage_usec: 5, ..CPUStat::default() };
+        let expected = Metrics { cpu: MessageField::some(expected), ..Metrics::default() };
+        let files = [("cpu.stat", "usage_usec 5\n"), ("cgroup.controllers", "\n")];
+        assert_eq!(read(&Tree::new(&files)), Some(expected));
+    }
+
+    #[test]
+    fn a_removed_cgroup_has_no_metrics() {
+        assert_eq!(read(&Tree::new(&[])), None);
+    }
+}
