@@ -1,7 +1,9 @@
 //! Mounts the root file system that containerd describes in Create (contract 11.1), and takes it down again.
 //! Targets are resolved inside the bundle's `rootfs`; what was mounted before a failure is undone.
 
+use std::ffi::OsString;
 use std::fs::DirBuilder;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -161,17 +163,18 @@ pub(crate) fn unmount_all(path: &Path) -> Result<()> {
 
 /// The mount points at and below `path`, the last mounted first.
 fn mounts_below(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    // Bytes: a mount of somebody else may have any name.
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let lines = table.split(|byte| *byte == b'\n');
+    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape);
     let mut below: Vec<_> = points.filter(|point| point.starts_with(path)).collect();
     below.reverse();
     Ok(below)
 }
 
-/// White space and backslashes are written as three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let (mut bytes, mut rest) = (Vec::with_capacity(field.len()), field.as_bytes());
+/// A path of `mountinfo`, where white space and backslashes are written as three octal digits.
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::with_capacity(field.len()), field);
     while let Some((first, after)) = rest.split_first() {
         let code = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
         match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
@@ -185,7 +188,7 @@ fn unescape(field: &str) -> PathBuf {
             }
         }
     }
-    std::ffi::OsString::from_vec(bytes).into()
+    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -229,6 +232,6 @@ mod tests {
 
     #[test]
     fn escaped_mount_points_are_read_back() {
-        assert_eq!(unescape(r"/a\040b\134c"), PathBuf::from(r"/a b\c"));
+        assert_eq!(unescape(br"/a\040b\134c"), PathBuf::from(r"/a b\c"));
     }
 }

@@ -17,6 +17,7 @@ use protobuf::Message;
 
 use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
+use crate::mount::unescape;
 use crate::types::Pid;
 
 /// Controllers whose presence in a version 1 hierarchy makes a host one of version 1.
@@ -136,9 +137,9 @@ impl Mount {
             "cgroup2" => None,
             _ => return None,
         };
-        let mut place = place.split(' ').skip(3).map(unescape);
+        let mut place = place.split(' ').skip(3).map(|field| unescape(field.as_bytes()));
         let (group, point) = (place.next()?, place.next()?);
-        Some(Self { options, root: group.into(), point: root.join(point.trim_start_matches('/')) })
+        Some(Self { options, root: group, point: root.join(point.strip_prefix("/").ok()?) })
     }
 
     fn carries(&self, controller: &str) -> bool {
@@ -155,11 +156,6 @@ impl Mount {
         let inside = !below.components().any(|part| part == Component::ParentDir);
         inside.then(|| self.point.join(below))
     }
-}
-
-/// `mountinfo` writes white space and backslashes as three octal digits.
-fn unescape(field: &str) -> String {
-    field.replace(r"\040", " ").replace(r"\011", "\t").replace(r"\012", "\n").replace(r"\134", "\\")
 }
 
 /// The sizes of huge pages that the kernel knows, as the hugetlb controller writes them.

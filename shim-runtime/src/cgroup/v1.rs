@@ -42,7 +42,8 @@ pub(super) fn metrics(
 
 fn pids(mut files: Files) -> Option<PidsStat> {
     let current = files.number("pids.current")?;
-    let limit = files.number("pids.max").unwrap_or_default();
+    // Without a limit 0, as containerd's own reader has it for this version.
+    let limit = files.number("pids.max").filter(|limit| *limit != u64::MAX).unwrap_or_default();
     Some(PidsStat { current, limit, ..PidsStat::default() })
 }
 
@@ -446,7 +447,7 @@ mod tests {
             ("rdma/rdma.max", "mlx4_0 hca_handle=max hca_object=5000\n"),
         ]))
         .unwrap();
-        let expected = PidsStat { current: 3, limit: u64::MAX, ..PidsStat::default() };
+        let expected = PidsStat { current: 3, limit: 0, ..PidsStat::default() };
         assert_eq!(metrics.pids, MessageField::some(expected));
         let expected = HugetlbStat {
             usage: 1,
