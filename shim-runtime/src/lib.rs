@@ -38,6 +38,7 @@ mod args;
 mod bootstrap;
 mod bundle;
 mod cgroup;
+mod crash;
 mod entry;
 mod error;
 mod event_loop;

@@ -39,6 +39,12 @@ pub(crate) fn stats_of(pid: Option<Pid>) -> Result<Any> {
     HOST.get_or_init(|| host).stats(pid)
 }
 
+/// Puts a process into a cgroup that exists: in every hierarchy of version 1 that has it, else in the unified
+/// one (contract 9.2).
+pub(crate) fn join(path: &str, pid: Pid) -> Result<()> {
+    Host::at(Path::new("/"))?.join(path, pid)
+}
+
 /// What stays the same from one reading to the next.
 #[derive(Debug)]
 struct Host {
@@ -77,6 +83,28 @@ impl Host {
             let metrics = group(UNIFIED).and_then(|mut files| v2::metrics(&mut files, &self.page_sizes));
             any("io.containerd.cgroups.v2.Metrics", metrics, pid)
         }
+    }
+
+    fn join(&self, path: &str, pid: Pid) -> Result<()> {
+        let cannot = || format!("cannot put process {pid} into cgroup `{path}`");
+        let below = Path::new(path.trim_start_matches('/'));
+        if below.components().any(|part| part == Component::ParentDir) {
+            return Err(Error::invalid_argument("the path contains `..`")).context(cannot);
+        }
+        let hierarchies = |unified: bool| {
+            let mounts = self.mounts.iter().filter(move |mount| mount.options.is_none() == unified);
+            mounts.map(|mount| mount.point.join(below)).filter(|directory| directory.is_dir())
+        };
+        let mut directories: Vec<_> = hierarchies(false).collect();
+        if directories.is_empty() {
+            directories.extend(hierarchies(true));
+        }
+        if directories.is_empty() {
+            return Err(Error::failed_precondition("no hierarchy has it")).context(cannot);
+        }
+        directories.iter().try_for_each(|directory| {
+            std::fs::write(directory.join("cgroup.procs"), pid.to_string()).context(cannot)
+        })
     }
 
     fn membership(&self, process: &str) -> io::Result<Membership> {

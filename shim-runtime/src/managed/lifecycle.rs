@@ -13,6 +13,7 @@ use crate::api::{
     Container, Create, CreateTaskRequest, DeleteResponse, Exec, Kind, Running, Shim, Started, Target,
 };
 use crate::bundle::InitRecord;
+use crate::crash;
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
 use crate::publisher::timestamp;
@@ -42,6 +43,7 @@ impl<S: Shim> Managed<S> {
 
     fn fill(&self, entry: &Arc<Entry<S::Container>>, request: &CreateTaskRequest) -> Result<u32> {
         let supervisor = self.0.context.supervisor()?;
+        crash::here("create.reserved");
         let guard = supervisor.guard();
         let names = entry.processes().init.names.clone();
         let (streams, stdio) = Streams::open(&names, supervisor.main())?;
@@ -54,6 +56,7 @@ impl<S: Shim> Managed<S> {
             (None, Some(pid)) => Some(adopt(supervisor, &guard, pid)?),
             (spawned, _) => spawned,
         };
+        crash::here("create.made");
         let restored = !request.checkpoint.is_empty();
         let pid = match running.as_ref().and_then(|running| running.pid) {
             Some(pid) => pid.get(),
@@ -62,6 +65,7 @@ impl<S: Shim> Managed<S> {
             None => Pid::own().get(),
         };
         record_init(entry, running.as_deref())?;
+        crash::here("create.recorded");
         let leftover = create.finish();
         // Nobody else writes it: the id was reserved by this call.
         let _ = entry.container.set(container);
@@ -77,6 +81,7 @@ impl<S: Shim> Managed<S> {
             processes.settle(&self.0.events)
         };
         tell(told);
+        crash::here("create.queued");
         if let Some(running) = running {
             self.follow(entry, None, &running);
         }
@@ -98,12 +103,14 @@ impl<S: Shim> Managed<S> {
             if let Err(error) = entry.bundle.write_record(&record) {
                 log::warn!("{error}");
             }
+            crash::here("exit.recorded");
         }
         let (left, told) = {
             let mut processes = entry.processes();
             let left = processes.ended(exec, exit);
             (left, processes.settle(&self.0.events))
         };
+        crash::here("exit.queued");
         tell(told);
         if left {
             self.kill_the_rest(entry);
@@ -130,13 +137,17 @@ impl<S: Shim> Managed<S> {
             processes.init.advance(Move::Start, Phase::Starting)?;
             (processes.init.stdio.take().unwrap_or_default(), processes.init.running.clone())
         };
+        crash::here("start.begun");
         let run = || {
             let guard = self.0.context.supervisor()?.guard();
             let started = author(|| entry.container()?.start(stdio))?;
             self.resolve(started, created.as_ref(), &guard)
         };
         match run() {
-            Ok(running) => Ok(self.started(&entry, None, &running, created.is_some())),
+            Ok(running) => {
+                crash::here("start.running");
+                Ok(self.started(&entry, None, &running, created.is_some()))
+            }
             Err(error) => {
                 let told = {
                     let mut processes = entry.processes();
@@ -222,6 +233,7 @@ impl<S: Shim> Managed<S> {
             self.0.events.started(&entry.id, exec, pid);
             (processes.settle(&self.0.events), exec.is_some() && processes.init.is_over())
         };
+        crash::here("start.queued");
         tell(told);
         if !followed {
             self.follow(entry, exec, running);
@@ -285,11 +297,13 @@ impl<S: Shim> Managed<S> {
             processes.init.stdio = None;
             (processes.target("")?, processes.init.streams.clone())
         };
+        crash::here("delete.begun");
         if let Some(streams) = streams {
             streams.drain();
         }
         let container = entry.container()?;
         author(|| container.delete(&target))?;
+        crash::here("delete.given-up");
         mount::unmount_all(&entry.bundle.rootfs())?;
         let (answer, waiters, exit) = {
             let processes = entry.processes();
@@ -297,6 +311,7 @@ impl<S: Shim> Managed<S> {
             self.0.events.deleted(&entry.id, processes.init.pid, exit);
             (delete_response(processes.init.pid, exit), processes.init.waiters.clone(), exit)
         };
+        crash::here("delete.queued");
         self.0.table.bury(&entry.id, &answer);
         // Only those are left who waited for a container that was never started.
         waiters.answer(&wait_response(exit));

@@ -3,6 +3,7 @@
 mod delete;
 mod info;
 mod main_loop;
+mod placement;
 mod serve;
 mod start;
 mod stderr;

@@ -14,15 +14,18 @@ use command_fds::{CommandFdExt, FdMapping};
 use serde::{Deserialize, Serialize};
 
 use super::info::read_input;
-use crate::api::{Context, Setup};
+use super::placement;
+use crate::api::{Any, Context, Setup};
 use crate::args::Args;
 use crate::bootstrap::{self, Told};
 use crate::bundle::Bundle;
+use crate::crash;
 use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::level::Level;
 use crate::socket::{self, Claim, Socket};
 use crate::sys;
+use crate::types::Pid;
 
 /// The server's descriptor for the listening socket, as in Go's shims.
 pub(super) const LISTENER: i32 = 3;
@@ -59,9 +62,11 @@ pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
             version
         }
         Claim::Bound(listener) => {
+            crash::here("socket.bound");
             let undo = Undo { socket: &socket, bundle: &bundle, done: false };
             write_address(&bundle, &socket)?;
-            spawn_server(args, &socket, listener, &input)?;
+            spawn_server(args, &socket, listener, &input, told.options.as_ref())?;
+            crash::here("server.ready");
             undo.keep();
             preferred
         }
@@ -120,10 +125,19 @@ impl Drop for Undo<'_> {
 
 /// Spawns this program again, without an action, and waits until it serves. A server that cannot is waited
 /// for, and its reason is the error.
-fn spawn_server(args: &Args, socket: &Socket, listener: UnixListener, input: &[u8]) -> Result<()> {
+fn spawn_server(
+    args: &Args,
+    socket: &Socket,
+    listener: UnixListener,
+    input: &[u8],
+    options: Option<&Any>,
+) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
+    placement::schedule_cores()?;
     let mut server = command(args, listener, theirs)?.spawn().context(|| "cannot start the shim's server")?;
-    let reason = match talk(ours, socket, input) {
+    crash::here("server.spawned");
+    let placed = Pid::new(server.id()).map_or(Ok(()), |pid| placement::place(pid, options));
+    let reason = match placed.and_then(|()| talk(ours, socket, input)) {
         Ok(said) if said == READY => return Ok(()),
         Ok(said) => String::from_utf8_lossy(&said).into_owned(),
         Err(error) => error.to_string(),

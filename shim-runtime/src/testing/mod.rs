@@ -49,6 +49,7 @@ mod stdio;
 pub mod timeline;
 mod watch;
 
+pub use crate::crash::VARIABLE as CRASH_AT;
 pub use bundle::{Bundle, BundleBuilder, GROUP};
 pub use client::{Task, Waiting};
 pub use containerd::{Builder, FakeContainerd};

@@ -2,6 +2,7 @@
 //! containerd and a shim that misbehaves on request. Neither root nor containerd is needed.
 
 mod bad_input;
+mod crashes;
 mod exits;
 mod runc;
 mod start;

@@ -179,3 +179,57 @@ fn a_shim_that_nobody_uses_ends_by_itself() -> Result<()> {
     bundle.remove()?;
     ctrd.check()
 }
+
+#[test]
+fn the_server_s_oom_score_is_one_above_the_daemon_s() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let score = |process: &str| -> Result<i32> {
+        let text = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj"))?;
+        Ok(text.trim().parse().unwrap())
+    };
+    // This process is the daemon here.
+    assert_eq!(score(&shim.server()?.pid().to_string())?, (score("self")? + 1).min(1000));
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn core_scheduling_is_had_or_start_fails_with_a_sentence() -> Result<()> {
+    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env("SCHED_CORE", "1").build()?;
+    let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+    let output = ctrd.launch(FIXTURE, &bundle, "start").run()?;
+    if output.success() {
+        let mut shim = ctrd.take_start(FIXTURE, &bundle, &output)?;
+        shim.run()?.answer(LIMIT)?;
+        shim.remove()?;
+    } else {
+        // Whether the machine's cores and kernel can do it is not ours to choose.
+        assert!(output.text().starts_with("cannot schedule the shim on cores of its own"), "{output}");
+        assert_eq!(names(&ctrd.root().join("s")), Vec::<String>::new());
+        bundle.remove()?;
+    }
+    ctrd.check()
+}
+
+#[test]
+fn a_shim_cgroup_that_does_not_exist_fails_start_by_name() -> Result<()> {
+    use protobuf::Message;
+    let options = containerd_shim_protos::shim::oci::Options {
+        shim_cgroup: "/no-such-cgroup".into(),
+        ..Default::default()
+    };
+    for dialect in BOTH {
+        let ctrd = FakeContainerd::new(dialect)?;
+        let bundle = bundle(&ctrd, "c1", "").args(["true"]);
+        let bundle =
+            bundle.options("containerd.runc.v1.Options", options.write_to_bytes().unwrap()).build()?;
+        let text = refused(&ctrd, &ctrd.launch(FIXTURE, &bundle, "start"))?;
+        assert!(text.contains("into cgroup `/no-such-cgroup`: no hierarchy has it"), "{text}");
+        bundle.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
