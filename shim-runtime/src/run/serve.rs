@@ -181,16 +181,23 @@ fn open(
     // A second descriptor of the same socket, to see from outside of the loop whether somebody waits.
     let backlog = listener.try_clone()?;
     Listener::listen(listener, server.clone(), events)?;
-    // Shut down, not dropped: the end of the talk is what `start` waits for, and an error path has a copy.
-    if let Some(mut starter) = starter
-        && let Err(error) = starter.write_all(READY).and_then(|()| starter.shutdown(Shutdown::Both))
-    {
-        // Nobody will tell containerd of this server.
-        socket.retire(|| false)?;
-        return Err(error).context(|| "the `start` of this server is gone");
+    log::info!("serving on {}", socket.address());
+    if let Some(starter) = starter {
+        if let Err(error) = say_ready(starter) {
+            // Nobody will tell containerd of this server.
+            socket.retire(|| false)?;
+            return Err(error).context(|| "the `start` of this server is gone");
+        }
+        server.lifetime.expect(events);
     }
-    server.lifetime.begin(events, move || leave(&socket, &backlog));
+    server.lifetime.begin(move || leave(&socket, &backlog));
     Ok(())
+}
+
+fn say_ready(mut starter: UnixStream) -> std::io::Result<()> {
+    starter.write_all(READY)?;
+    // Not merely dropped: the end of the talk is what `start` waits for, and an error path has a copy.
+    starter.shutdown(Shutdown::Both)
 }
 
 /// Takes the socket away, unless somebody has connected whom the loop has not seen yet.

@@ -60,14 +60,13 @@ impl Lifetime {
         Self(Arc::new(Shared { main, state: Mutex::default() }))
     }
 
-    /// Begins: a daemon will come, and from now on the server may end, through `retire`.
-    pub(crate) fn begin(&self, events: &mut EventLoop, retire: impl Fn() -> bool + Send + 'static) {
+    /// Begins: from now on the server may end, through `retire`.
+    pub(crate) fn begin(&self, retire: impl Fn() -> bool + Send + 'static) {
         lock(&self.0.state).retire = Some(Box::new(retire));
-        self.expect(events);
     }
 
     /// A daemon was told this address, and is given time to come.
-    fn expect(&self, events: &mut EventLoop) {
+    pub(crate) fn expect(&self, events: &mut EventLoop) {
         lock(&self.0.state).expected.push_back(Instant::now() + PATIENCE);
         self.look_again(events, PATIENCE);
     }

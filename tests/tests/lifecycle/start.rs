@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use shim_runtime::testing::{Dialect, FakeContainerd, Launch, Result, listeners};
+use shim_runtime::testing::{Dialect, FakeContainerd, Launch, RawConnection, Result, listeners};
 
 use super::{BOTH, FIXTURE, LIMIT, bundle, names, shell};
 
@@ -230,6 +230,46 @@ fn a_shim_cgroup_that_does_not_exist_fails_start_by_name() -> Result<()> {
         assert!(text.contains("into cgroup `/no-such-cgroup`: no hierarchy has it"), "{text}");
         bundle.remove()?;
         ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_shim_serves_in_the_foreground_on_a_socket_of_the_user_s_choice() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::LEGACY)?;
+    let bundle = shell(&ctrd, "c1", "", "true")?;
+    let socket = ctrd.root().join("by-hand.sock");
+    let launch = ctrd.launch(FIXTURE, &bundle, "start");
+    let mut args: Vec<_> = launch.args[..launch.args.len() - 1].to_vec();
+    args.extend(["-socket".into(), socket.clone().into()]);
+    let mut shim = std::process::Command::new(FIXTURE);
+    shim.args(args).envs(launch.env).current_dir(bundle.path()).stderr(std::process::Stdio::piped());
+    let mut shim = shim.spawn()?;
+    let process = shim_runtime::testing::Process::open(shim_runtime::Pid::new(shim.id()).unwrap())?;
+    // It says so on its standard error once it listens.
+    let mut log = std::io::BufReader::new(shim.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut log, &mut line)?;
+    assert!(line.contains("serving"), "{line}");
+    let request = shim_runtime::api::ConnectRequest { id: "c1".into(), ..Default::default() };
+    let mut connection = RawConnection::connect(&socket)?;
+    let answer: shim_runtime::api::ConnectResponse =
+        connection.ask("containerd.task.v2.Task", "Connect", &request)?;
+    assert_eq!(answer.shim_pid, shim.id());
+    process.signal(shim_runtime::Signal::INT)?;
+    assert!(shim.wait()?.success());
+    assert!(!socket.exists());
+    bundle.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn the_version_is_printed_without_any_other_flag() -> Result<()> {
+    for flag in ["-v", "--version"] {
+        let output = std::process::Command::new(FIXTURE).arg(flag).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && output.stderr.is_empty());
+        assert!(text.starts_with("io.containerd.fixture.v1:\n  Version:  0.1.0\n"), "{text}");
     }
     Ok(())
 }
