@@ -13,7 +13,7 @@ use super::start;
 use crate::api::{Context, DeleteResponse};
 use crate::args::Args;
 use crate::bootstrap::Told;
-use crate::bundle::{Bundle, InitRecord};
+use crate::bundle::{Bundle, InitRecord, Record};
 use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::level::Level;
@@ -29,17 +29,10 @@ const DEATH_LIMIT: u16 = 2000;
 /// Returns the answer to print.
 pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     let cwd = std::env::current_dir().context(|| "cannot find the bundle, the working directory");
-    let path = args.bundle.clone().map_or(cwd, Ok)?;
-    let bundle = Bundle::new(path.clone());
+    let bundle = Bundle::new(args.bundle.clone().map_or(cwd, Ok)?);
     let record = bundle.record();
-    if !group_lives(&bundle)?
-        && record.exit.is_none()
-        && let Some(init) = &record.init
-    {
-        end(init);
-    }
-    let told = cleanup::<S>(args, path)?;
-    mount::unmount_all(&bundle.rootfs())?;
+    // A shim that lives has given its container up itself, or still runs it.
+    let told = if group_lives(&bundle)? { None } else { give_up::<S>(args, &bundle, &record)? };
     let known = record.exit.map(Exit::from).or(told);
     // Killed, as far as anybody can tell; what Go's shim always says.
     let exit = known.unwrap_or_else(|| Exit::now(128 + Signal::KILL.number() as u32));
@@ -59,6 +52,16 @@ fn group_lives(bundle: &Bundle) -> Result<bool> {
         Some(socket) => socket.remove_if_dead(),
         None => Ok(false),
     }
+}
+
+/// Ends and takes away what a dead shim left of its container. Returns the exit, if the author's code knows it.
+fn give_up<S: Entry>(args: &Args, bundle: &Bundle, record: &Record) -> Result<Option<Exit>> {
+    if let (None, Some(init)) = (&record.exit, &record.init) {
+        end(init);
+    }
+    let told = cleanup::<S>(args, bundle.path().to_owned())?;
+    mount::unmount_all(&bundle.rootfs())?;
+    Ok(told)
 }
 
 /// Kills an init whose shim is gone, and waits for its end. Never a process that merely has its pid.

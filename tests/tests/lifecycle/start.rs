@@ -145,7 +145,9 @@ fn delete_after_a_killed_shim_tells_the_exit_that_was_seen() -> Result<()> {
 
 #[test]
 fn delete_spares_a_group_that_lives() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let marks = tempfile::tempdir()?;
+    let mark = marks.path().join("cleaned");
+    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env("FIXTURE_CLEANUP_MARK", &mark).build()?;
     let build = |id: &str| bundle(&ctrd, id, "").group("pod").args(["sleep", "1000"]).build();
     let (first, second) = (build("c1")?, build("c2")?);
     let mut one = ctrd.start(FIXTURE, &first)?;
@@ -153,12 +155,14 @@ fn delete_spares_a_group_that_lives() -> Result<()> {
     let (waits, _) = (one.run()?, two.run()?);
     two.delete_action()?;
     assert_eq!(two.task().state()?.status, shim_runtime::api::Status::RUNNING.into());
+    assert!(!mark.exists(), "author code would have cleaned up after a running container");
     one.task().kill(shim_runtime::Signal::KILL)?;
     waits.answer(LIMIT)?;
     one.remove()?;
     two.task().kill(shim_runtime::Signal::KILL)?;
     two.task().wait().answer(LIMIT)?;
     two.remove()?;
+    assert!(mark.exists(), "the last one's shim is gone");
     ctrd.check()
 }
 
