@@ -16,6 +16,18 @@ pub struct Config {
     pub group: &'static [&'static str],
     /// Signals that end the shim in order.
     pub shutdown_on: &'static [Signal],
+    /// Whether the runtime handles SIGCHLD and collects children that have ended. Without it every child is the
+    /// author's to start and to wait for, by `std::process` for example: `Context::run` refuses to start any, and
+    /// the process is no subreaper either.
+    pub reaper: bool,
+    /// Whether processes whose parent has ended become children of the shim (`PR_SET_CHILD_SUBREAPER`). Without it
+    /// they go to the next subreaper above, most often init: the author sees the end of what a runtime command
+    /// leaves behind by other means, a pidfd for example.
+    pub subreaper: bool,
+    /// Whether the runtime sets the `log` crate's logger and the panic hook, and makes log lines of what is
+    /// written to standard error. Without it the bundle's log gets what is written to standard error as it is,
+    /// panics among it; the runtime's own messages go where the author's logger takes them, or nowhere.
+    pub logger: bool,
 }
 
 impl Config {
@@ -26,6 +38,9 @@ impl Config {
         task: &[2, 3],
         group: &["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"],
         shutdown_on: &[Signal::TERM, Signal::INT],
+        reaper: true,
+        subreaper: true,
+        logger: true,
     };
 }
 

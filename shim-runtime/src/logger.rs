@@ -20,23 +20,24 @@ struct Fifo {
 
 static LOGGER: OnceLock<Fifo> = OnceLock::new();
 
-/// Sends what the `log` crate is given into a FIFO. Opened for both directions and without blocking:
-/// opening needs no reader, and a write without one fills the pipe and then drops, with no `SIGPIPE`.
-pub(crate) fn init(path: &Path, runtime: &'static str, debug: bool) -> Result<()> {
+/// Opens the log FIFO, for both directions and without blocking: opening needs no reader, and a write without
+/// one fills the pipe and then drops, with no `SIGPIPE`.
+pub(crate) fn open(path: &Path) -> Result<File> {
     let open = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-    set(open.context(|| format!("cannot open log `{}`", path.display()))?, runtime, debug)
+    open.context(|| format!("cannot open log `{}`", path.display()))
+}
+
+/// Sends what the `log` crate is given into a FIFO.
+pub(crate) fn init(fifo: File, runtime: &'static str, debug: bool) -> Result<()> {
+    let logger = LOGGER.get_or_init(|| Fifo { file: fifo, runtime });
+    log::set_logger(logger).map_err(|_| Error::internal("a logger was set before the shim's own"))?;
+    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+    Ok(())
 }
 
 /// Sends it to standard error instead, for a shim that is run by hand.
 pub(crate) fn init_on_stderr(runtime: &'static str, debug: bool) -> Result<()> {
-    set(File::from(std::io::stderr().as_fd().try_clone_to_owned()?), runtime, debug)
-}
-
-fn set(file: File, runtime: &'static str, debug: bool) -> Result<()> {
-    let logger = LOGGER.get_or_init(|| Fifo { file, runtime });
-    log::set_logger(logger).map_err(|_| Error::internal("a logger was set before the shim's own"))?;
-    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
-    Ok(())
+    init(File::from(std::io::stderr().as_fd().try_clone_to_owned()?), runtime, debug)
 }
 
 /// Logs panics, with their place, instead of printing them.

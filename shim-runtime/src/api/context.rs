@@ -92,7 +92,7 @@ impl Context {
     /// ends with the shim. Blocks the calling thread only.
     ///
     /// # Errors
-    /// When it cannot be started. An exit status other than 0 is not an error here.
+    /// When it cannot be started, as with `reaper = false`. An exit status other than 0 is not an error here.
     pub fn run(&self, command: &mut Command) -> Result<Output> {
         self.supervisor()?.run(command, None)
     }
@@ -105,7 +105,8 @@ impl Context {
     }
 
     pub(crate) fn supervisor(&self) -> Result<&Supervisor> {
-        let message = "processes are supervised only while the shim serves or deletes";
+        let message =
+            "processes are started only while the shim serves or deletes, and not with `reaper = false`";
         self.0.supervisor.as_ref().ok_or_else(|| Error::failed_precondition(message))
     }
 }

@@ -82,5 +82,6 @@ fn end(init: &InitRecord) {
 fn cleanup<S: Entry>(args: &Args, bundle: PathBuf) -> Result<Option<Exit>> {
     let told = Told::parse(&[], &args.id, &args.namespace)?;
     let setup = start::setup(args, told, bundle);
-    run_supervised(move |supervisor| S::Level::cleanup(&Context::new(setup, Some(supervisor), None)))
+    let cleanup = move |supervisor| S::Level::cleanup(&Context::new(setup, supervisor, None));
+    run_supervised(&S::CONFIG, cleanup)
 }

@@ -4,6 +4,7 @@
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 
+use crate::entry::Config;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::Reaper;
@@ -11,16 +12,21 @@ use crate::spawn::Supervisor;
 use crate::sys;
 use crate::types::Signal;
 
-/// A loop that reaps, and the supervisor that forks on it.
-pub(super) fn supervising() -> Result<(EventLoop, Supervisor)> {
+/// A loop that reaps, and the supervisor that forks on it; no supervisor without a reaper.
+pub(super) fn supervising(config: &Config) -> Result<(EventLoop, Option<Supervisor>)> {
     sys::use_one_arena();
     sys::ignore_signal(Signal::PIPE);
-    nix::sys::prctl::set_child_subreaper(true).context(|| "cannot become a subreaper")?;
     let mut events = EventLoop::new()?;
+    if !config.reaper {
+        return Ok((events, None));
+    }
+    if config.subreaper {
+        nix::sys::prctl::set_child_subreaper(true).context(|| "cannot become a subreaper")?;
+    }
     let reaper = Reaper::default();
     let supervisor = Supervisor::new(events.handle(), reaper.clone());
     on_signal(libc::SIGCHLD, &mut events, move |_| reaper.collect())?;
-    Ok((events, supervisor))
+    Ok((events, Some(supervisor)))
 }
 
 /// Has `action` called on the loop when a signal has arrived.
@@ -42,9 +48,10 @@ pub(super) fn on_signal(
 
 /// Does `work` on a thread of its own while the main thread supervises; what it returns is returned.
 pub(super) fn run_supervised<T: Send + 'static>(
-    work: impl FnOnce(Supervisor) -> Result<T> + Send + 'static,
+    config: &Config,
+    work: impl FnOnce(Option<Supervisor>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let (mut events, supervisor) = supervising()?;
+    let (mut events, supervisor) = supervising(config)?;
     let main = events.handle();
     let worker = std::thread::spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(supervisor)));

@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::main_loop::{on_signal, supervising};
 use super::start::{self, LISTENER, READY};
 use super::stderr;
-use crate::api::Context;
+use crate::api::{Context, Setup};
 use crate::args::Args;
 use crate::bootstrap::Told;
 use crate::entry::{Config, Entry};
@@ -88,14 +87,11 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
         return Err(Error::invalid_argument(message));
     }
     let in_foreground = starter.is_none();
-    open_log(&S::CONFIG, &setup.bundle, setup.debug, in_foreground)?;
     let publisher = Publisher::new(&setup.ttrpc_address, &setup.namespace);
-    let (mut events, supervisor) = supervising()?;
-    if !in_foreground {
-        stderr::forward(&mut events)?;
-    }
+    let (mut events, supervisor) = supervising(&S::CONFIG)?;
+    open_log(&S::CONFIG, &setup, in_foreground, &mut events)?;
     let lifetime = Lifetime::new(events.handle());
-    let context = Context::new(setup, Some(supervisor.clone()), Some(lifetime.clone()));
+    let context = Context::new(setup, supervisor.clone(), Some(lifetime.clone()));
     let server = Arc::new(Server {
         context,
         registry: std::sync::OnceLock::new(),
@@ -103,7 +99,7 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
         lifetime,
         publisher,
     });
-    handle_signals(&S::CONFIG, &server, &supervisor, &socket, &mut events)?;
+    handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
     let ran = events.run();
     let left = server.publisher.flush(FLUSH_LIMIT);
@@ -114,12 +110,18 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
     ran.and(failed.map_or(Ok(()), Err))
 }
 
-fn open_log(config: &Config, bundle: &Path, debug: bool, in_foreground: bool) -> Result<()> {
+fn open_log(config: &Config, setup: &Setup, in_foreground: bool, events: &mut EventLoop) -> Result<()> {
     if in_foreground {
-        return logger::init_on_stderr(config.runtime, debug);
+        return if config.logger { logger::init_on_stderr(config.runtime, setup.debug) } else { Ok(()) };
     }
-    logger::init(&bundle.join("log"), config.runtime, debug)?;
-    logger::log_panics();
+    let log = logger::open(&setup.bundle.join("log"))?;
+    if config.logger {
+        logger::init(log, config.runtime, setup.debug)?;
+        logger::log_panics();
+        stderr::forward(events)?;
+    } else {
+        stderr::copy(log)?;
+    }
     // The bundle goes with its container, which a group may outlive (contract 9.2).
     std::env::set_current_dir("/").context(|| "cannot change into `/`")
 }
@@ -211,7 +213,7 @@ fn leave(socket: &Socket, backlog: &UnixListener) -> bool {
 fn handle_signals(
     config: &Config,
     server: &Arc<Server>,
-    supervisor: &Supervisor,
+    supervisor: Option<Supervisor>,
     socket: &Socket,
     events: &mut EventLoop,
 ) -> Result<()> {
@@ -233,17 +235,17 @@ fn handle_signals(
             events.stop();
         })?;
     }
-    let (server, supervisor) = (server.clone(), supervisor.clone());
-    on_signal(libc::SIGUSR1, events, move |_| report(&server, &supervisor))
+    let server = server.clone();
+    on_signal(libc::SIGUSR1, events, move |_| report(&server, supervisor.as_ref()))
 }
 
 /// What the shim holds, for whoever asks by SIGUSR1.
-fn report(server: &Server, supervisor: &Supervisor) {
+fn report(server: &Server, supervisor: Option<&Supervisor>) {
     let (threads, waiting) = server.workers.load();
     log::info!(
         "holds {}; {} child processes, {threads} workers, {waiting} calls waiting for one, {} events unsent",
         server.lifetime,
-        supervisor.reaper.len(),
+        supervisor.map_or(0, |supervisor| supervisor.reaper.len()),
         server.publisher.len(),
     );
 }
