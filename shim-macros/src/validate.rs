@@ -1,6 +1,8 @@
 //! Decides whether the values of the options make sense, and turns them into [`Settings`].
 //! What is refused here would otherwise be found out by containerd, at a bad time and in worse words.
 
+mod runtime_name;
+
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::parse::Parse;
@@ -24,7 +26,7 @@ pub(crate) struct Settings {
 
 /// Checks every value, even after a wrong one; `None` if there is no runtime name to go on with.
 pub(crate) fn check(args: Args, errors: &mut Errors) -> Option<Settings> {
-    judge(args.runtime.as_ref(), |name| runtime_name(&name.value()), errors);
+    judge(args.runtime.as_ref(), |name| runtime_name::check(&name.value()), errors);
     judge(args.version.as_ref(), version, errors);
     judge(args.krate.as_ref(), crate_path, errors);
     let task = args.task.map(|list| elements(&list, "task", "version: 2, 3 or both", task_version, errors));
@@ -129,53 +131,6 @@ fn crate_path(path: &Path) -> Result<(), String> {
     let names: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| !["self", "super"].contains(name)).collect();
     Err(format!("path must start with `::` or `crate::`; write `crate = ::{}`", names.join("::")))
-}
-
-/// containerd looks for the binary `containerd-shim-A-B`, where `A` and `B` are the last two parts of the name.
-fn runtime_name(name: &str) -> Result<(), String> {
-    if name.contains('/') {
-        return Err(format!("a runtime name is not a path; write the dotted name, as in {}", example(name)));
-    }
-    if let Some(wrong) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(*c)) {
-        let wrong = wrong.escape_debug();
-        return Err(format!(
-            "`{wrong}` cannot stand in a runtime name; use ASCII letters, digits, `-`, `_` and `.`"
-        ));
-    }
-    let parts: Vec<&str> = name.split('.').collect();
-    let &[.., kind, version] = parts.as_slice() else {
-        return Err(format!("a runtime name has at least two dotted parts, as in {}", example(name)));
-    };
-    if parts.contains(&"") {
-        return Err("a runtime name cannot have an empty part between dots".to_owned());
-    }
-    if is_version(version) {
-        return Ok(());
-    }
-    let fixed = format!("v{}", version.trim_start_matches(['v', 'V']));
-    let meant = match name.strip_suffix(version) {
-        Some(stem) if is_version(&fixed) => format!("{stem}{fixed}"),
-        _ => format!("{name}.v1"),
-    };
-    Err(format!(
-        "the last part of a runtime name is its version: containerd would look for \
-         `containerd-shim-{kind}-{version}`; did you mean \"{meant}\"?"
-    ))
-}
-
-/// A `v` and a number; what follows is free, as in `v2-rs`.
-fn is_version(part: &str) -> bool {
-    part.strip_prefix('v').is_some_and(|number| number.starts_with(|first: char| first.is_ascii_digit()))
-}
-
-/// A runtime name for someone who wrote a path, the name of a binary, or one word.
-fn example(name: &str) -> String {
-    let file = name.rsplit('/').next().unwrap_or_default();
-    let kind = file.strip_prefix("containerd-shim-").unwrap_or(file);
-    let parts = kind.rsplit_once('-').filter(|(_, version)| is_version(version)).unwrap_or((kind, "v1"));
-    let usable = !kind.is_empty() && kind.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
-    let (kind, version) = if usable { parts } else { ("hello", "v1") };
-    format!("\"io.containerd.{kind}.{version}\"")
 }
 
 #[cfg(test)]
