@@ -4,6 +4,8 @@
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 
+use signal_hook::SigId;
+
 use crate::entry::Config;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
@@ -12,21 +14,28 @@ use crate::spawn::Supervisor;
 use crate::sys;
 use crate::types::Signal;
 
-/// A loop that reaps, and the supervisor that forks on it; no supervisor without a reaper.
+/// Makes the process one that supervises, with the loop and the supervisor that do it; no supervisor without a
+/// reaper.
 pub(super) fn supervising(config: &Config) -> Result<(EventLoop, Option<Supervisor>)> {
     sys::use_one_arena();
     sys::ignore_signal(Signal::PIPE);
-    let mut events = EventLoop::new()?;
     if !config.reaper {
-        return Ok((events, None));
+        return Ok((EventLoop::new()?, None));
     }
     if config.subreaper {
         nix::sys::prctl::set_child_subreaper(true).context(|| "cannot become a subreaper")?;
     }
+    let (events, supervisor) = reaping()?;
+    Ok((events, Some(supervisor)))
+}
+
+/// A loop that reaps the children of the thread that will run it, and the supervisor that forks on it.
+pub(crate) fn reaping() -> Result<(EventLoop, Supervisor)> {
+    let mut events = EventLoop::new()?;
     let reaper = Reaper::default();
     let supervisor = Supervisor::new(events.handle(), reaper.clone());
     on_signal(libc::SIGCHLD, &mut events, move |_| reaper.collect())?;
-    Ok((events, Some(supervisor)))
+    Ok((events, supervisor))
 }
 
 /// Has `action` called on the loop when a signal has arrived.
@@ -37,11 +46,12 @@ pub(super) fn on_signal(
 ) -> Result<()> {
     let (arrivals, write) = UnixStream::pair()?;
     arrivals.set_nonblocking(true)?;
-    signal_hook::low_level::pipe::register(signal, write)
+    let registered = signal_hook::low_level::pipe::register(signal, write)
         .context(|| format!("cannot handle signal {signal}"))?;
+    let arrivals = Arrivals { socket: arrivals, registered, action: Box::new(action) };
     events.add(|token, events| {
-        events.watch(&arrivals, token, Ready::EPOLLIN)?;
-        Ok(Box::new(Arrivals { arrivals, action: Box::new(action) }))
+        events.watch(&arrivals.socket, token, Ready::EPOLLIN)?;
+        Ok(Box::new(arrivals))
     })?;
     Ok(())
 }
@@ -68,15 +78,23 @@ pub(super) fn run_supervised<T: Send + 'static>(
 }
 
 struct Arrivals {
-    arrivals: UnixStream,
+    socket: UnixStream,
+    registered: SigId,
     action: Box<dyn FnMut(&mut EventLoop)>,
+}
+
+impl Drop for Arrivals {
+    /// A process may have one loop after another.
+    fn drop(&mut self) {
+        signal_hook::low_level::unregister(self.registered);
+    }
 }
 
 impl Source for Arrivals {
     fn ready(&mut self, _: Token, _: Ready, events: &mut EventLoop) -> Next {
         let mut bytes = [0; 64];
         // Emptied first: a signal that comes during the action is another arrival.
-        while match (&self.arrivals).read(&mut bytes) {
+        while match (&self.socket).read(&mut bytes) {
             Ok(count) => count == bytes.len(),
             Err(error) => error.kind() == ErrorKind::Interrupted,
         } {}
@@ -85,6 +103,6 @@ impl Source for Arrivals {
     }
 
     fn close(&mut self, events: &mut EventLoop) {
-        events.unwatch(&self.arrivals);
+        events.unwatch(&self.socket);
     }
 }

@@ -1,5 +1,6 @@
 //! One process, five lives: which one it is to lead is on its command line (contract 2.1).
 
+mod assembly;
 mod delete;
 mod info;
 mod main_loop;

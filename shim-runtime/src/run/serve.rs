@@ -6,20 +6,20 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::assembly;
 use super::main_loop::{on_signal, supervising};
 use super::start::{self, LISTENER, READY};
 use super::stderr;
-use crate::api::{Context, Setup};
+use crate::api::Setup;
 use crate::args::Args;
 use crate::bootstrap::Told;
 use crate::entry::{Config, Entry};
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::EventLoop;
-use crate::level::{Level, Parts};
 use crate::logger;
 use crate::publisher::Publisher;
 use crate::reaper::lock;
-use crate::server::{Lifetime, Listener, Registry, Server, Workers};
+use crate::server::{Listener, Server};
 use crate::socket::{Claim, Socket};
 use crate::spawn::Supervisor;
 use crate::sys;
@@ -90,15 +90,7 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
     let publisher = Publisher::new(&setup.ttrpc_address, &setup.namespace);
     let (mut events, supervisor) = supervising(&S::CONFIG)?;
     open_log(&S::CONFIG, &setup, in_foreground, &mut events)?;
-    let lifetime = Lifetime::new(events.handle());
-    let context = Context::new(setup, supervisor.clone(), Some(lifetime.clone()));
-    let server = Arc::new(Server {
-        context,
-        registry: std::sync::OnceLock::new(),
-        workers: Workers::default(),
-        lifetime,
-        publisher,
-    });
+    let server = assembly::assemble(setup, events.handle(), supervisor.clone(), publisher);
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
     let ran = events.run();
@@ -138,12 +130,9 @@ fn open_when_ready<S: Entry>(
     let failure = Arc::new(Mutex::new(None));
     let (failed, server, main) = (failure.clone(), server.clone(), events.handle());
     let construct = move || {
-        let registry = construct::<S>(&server);
+        let constructed = assembly::construct::<S>(&server);
         main.post(move |events| {
-            let opened = registry.and_then(|registry| {
-                let _ = server.registry.set(registry);
-                open(&server, listener, socket, starter, events)
-            });
+            let opened = constructed.and_then(|()| open(&server, listener, socket, starter, events));
             if let Err(error) = opened {
                 *lock(&failed) = Some(error);
                 events.stop();
@@ -156,21 +145,6 @@ fn open_when_ready<S: Entry>(
         events.handle().post(EventLoop::stop);
     }
     failure
-}
-
-fn construct<S: Entry>(server: &Server) -> Result<Registry> {
-    let mut registry = Registry::default();
-    let parts = Parts {
-        context: &server.context,
-        publisher: &server.publisher,
-        workers: &server.workers,
-        lifetime: &server.lifetime,
-    };
-    let constructed = std::panic::AssertUnwindSafe(|| S::Level::serve(&parts, &mut registry));
-    std::panic::catch_unwind(constructed).unwrap_or_else(|panic| {
-        Err(Error::internal(format!("the shim panicked: {}", logger::panic_message(&*panic))))
-    })?;
-    Ok(registry)
 }
 
 fn open(

@@ -1,0 +1,48 @@
+//! What every server is made of, whoever is served by it: a real shim, or a test in its own process.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use crate::api::{Context, Setup};
+use crate::entry::Entry;
+use crate::error::{Error, Result};
+use crate::event_loop::Handle;
+use crate::level::{Level, Parts};
+use crate::logger::panic_message;
+use crate::publisher::Publisher;
+use crate::server::{Lifetime, Registry, Server, Workers};
+use crate::spawn::Supervisor;
+
+/// A server on a loop, which is the supervisor's if there is one. It has no services yet.
+pub(crate) fn assemble(
+    setup: Setup,
+    main: Handle,
+    supervisor: Option<Supervisor>,
+    publisher: Publisher,
+) -> Arc<Server> {
+    let lifetime = Lifetime::new(main);
+    Arc::new(Server {
+        context: Context::new(setup, supervisor, Some(lifetime.clone())),
+        registry: OnceLock::new(),
+        workers: Workers::default(),
+        lifetime,
+        publisher,
+    })
+}
+
+/// Calls the author's constructor, which may block and fork, and gives the server its services.
+pub(crate) fn construct<S: Entry>(server: &Server) -> Result<()> {
+    let mut registry = Registry::default();
+    let parts = Parts {
+        context: &server.context,
+        publisher: &server.publisher,
+        workers: &server.workers,
+        lifetime: &server.lifetime,
+    };
+    let constructed = AssertUnwindSafe(|| S::Level::serve(&parts, &mut registry));
+    catch_unwind(constructed).unwrap_or_else(|panic| {
+        Err(Error::internal(format!("the shim panicked: {}", panic_message(&*panic))))
+    })?;
+    let _ = server.registry.set(registry);
+    Ok(())
+}
