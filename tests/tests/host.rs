@@ -136,6 +136,19 @@ fn shimctl_passes_output_and_status_on_and_prints_the_timeline() -> Done {
 }
 
 #[test]
+fn shimctl_finds_a_shim_in_path_by_its_name_alone() -> Done {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shimctl"));
+    command.args(["run", "--quiet", NAME, "--", "sh", "-c", "exit 3"]).stdin(Stdio::null());
+    let found = command.env("PATH", host().parent().ok_or("no folder")?).output()?;
+    assert_eq!(found.status.code(), Some(3), "{}", String::from_utf8_lossy(&found.stderr));
+    let missed = command.env("PATH", "/no/such/folder").output()?;
+    let stderr = String::from_utf8_lossy(&missed.stderr);
+    assert_eq!(missed.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains(&format!("cannot find the shim `{NAME}`")), "{stderr}");
+    Ok(())
+}
+
+#[test]
 fn shimctl_needs_no_root() -> Done {
     let as_nobody = nix::unistd::geteuid().is_root();
     for bootstrap in ["legacy", "params"] {

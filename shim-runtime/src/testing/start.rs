@@ -105,8 +105,9 @@ impl FakeContainerd {
         (env, daemons.map(OsString::from).into())
     }
 
-    /// Runs `start` in the bundle, takes its answer as the daemon does and connects. When that fails the bundle
-    /// is removed (contract 2.5); run [`FakeContainerd::launch`] by hand to look at what is in it then.
+    /// Runs `start` in the bundle, takes its answer as the daemon does and connects. A shim that is named without
+    /// a folder is looked for in `PATH`. When `start` fails the bundle is removed (contract 2.5); run
+    /// [`FakeContainerd::launch`] by hand to look at what is in it then.
     pub fn start(&self, binary: impl AsRef<Path>, bundle: &Bundle) -> Result<Shim> {
         let shim = self.start_in(binary.as_ref(), bundle);
         if shim.is_err() {
@@ -116,8 +117,7 @@ impl FakeContainerd {
     }
 
     fn start_in(&self, binary: &Path, bundle: &Bundle) -> Result<Shim> {
-        let binary =
-            fs::canonicalize(binary).doing(|| format!("cannot find the shim `{}`", binary.display()))?;
+        let binary = find(binary)?;
         if self.dialect() >= Dialect::V2_3 && self.is_new(&binary) {
             self.ask_info(&binary)?;
         }
@@ -323,4 +323,12 @@ impl FakeContainerd {
         }
         Ok(())
     }
+}
+/// The binary's full path: a bare name stands for the first such file in `PATH`, as for containerd.
+fn find(binary: &Path) -> Result<PathBuf> {
+    let is_bare = !binary.as_os_str().as_encoded_bytes().contains(&b'/');
+    let path = is_bare.then(|| std::env::var_os("PATH")).flatten().unwrap_or_default();
+    let in_path = std::env::split_paths(&path).map(|dir| dir.join(binary)).find(|file| file.is_file());
+    fs::canonicalize(in_path.as_deref().unwrap_or(binary))
+        .doing(|| format!("cannot find the shim `{}`", binary.display()))
 }
