@@ -94,7 +94,8 @@ impl Args {
         };
         let Some((_, value)) = FLAGS.iter().find(|(known, _)| *known == name) else {
             return Err(Error::invalid_argument(format!(
-                "unknown flag `-{name}`; the flags are {}",
+                "unknown flag `-{}`; the flags are {}",
+                name.escape_debug(),
                 names()
             )));
         };
@@ -135,8 +136,10 @@ impl Args {
 }
 
 fn into_utf8(arg: OsString) -> Result<String> {
-    arg.into_string()
-        .map_err(|arg| Error::invalid_argument(format!("argument `{}` is not UTF-8", arg.display())))
+    arg.into_string().map_err(|arg| {
+        let shown = arg.to_string_lossy();
+        Error::invalid_argument(format!("argument `{}` is not UTF-8", shown.escape_debug()))
+    })
 }
 
 fn parse_number(name: &str, value: &str) -> Result<i32> {
@@ -181,7 +184,14 @@ pub(crate) fn check_id(what: &str, id: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutation::{Mutations, rounds};
 
     fn parse(args: &[&str]) -> Result<Args> {
         Args::parse(args.iter().map(OsString::from))
@@ -228,6 +238,44 @@ mod tests {
         }
         for good in ["c1", "a.b-c_d", &"f".repeat(64)] {
             assert!(check_id("container id", good).is_ok(), "{good:?}");
+        }
+    }
+
+    /// Words that mean something to the parser, and any others.
+    fn word() -> impl Strategy<Value = String> {
+        const KNOWN: &[&str] =
+            &["-id", "--id", "-id=c1", "-debug", "-debug=false", "start", "delete", "-", "--", "", "="];
+        prop_oneof![proptest::sample::select(KNOWN).prop_map(str::to_owned), ".*", "-.*", "-{0,3}[a-z=]{0,9}"]
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_understood_or_refused_with_one_sentence(words in vec(word(), 0..6)) {
+            if let Err(error) = Args::parse(words.iter().map(OsString::from)) {
+                let text = error.to_string();
+                prop_assert!(!text.is_empty() && !text.ends_with('.'), "{}", text);
+                prop_assert!(!text.contains(['\n', '\0', '\u{1b}']), "{:?}", text);
+            }
+        }
+
+        #[test]
+        fn every_form_of_a_flag_means_the_same(name in "[a-z0-9]{1,12}", value in "[^-].*") {
+            let alone = parse(&["-id", &value, "-namespace", &name, "start"]).unwrap();
+            let (id, namespace) = (format!("--id={value}"), format!("-namespace={name}"));
+            prop_assert_eq!(parse(&[&namespace, &id, "start"]).unwrap(), alone);
+        }
+    }
+
+    #[test]
+    fn broken_command_lines_do_not_panic() {
+        let sound = b"-namespace\0n\0--address\0/a\0-id=c1\0--debug\0-bundle\0/b\0-handoff\x004\0start";
+        let mut mutations = Mutations::seeded(2);
+        for _ in 0..rounds(20_000) {
+            let line = mutations.change(sound);
+            let words = line.split(|byte| *byte == 0).map(|word| OsStr::from_bytes(word).to_owned());
+            if let Ok(args) = Args::parse(words) {
+                let _ = check_id("container id", &args.id);
+            }
         }
     }
 }

@@ -121,6 +121,7 @@ pub(crate) fn answer(form: Form, version: u8, address: &str) -> Result<Vec<u8>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::{Mutations, rounds};
     use containerd_shim_protos::bootstrap_api::Extension;
 
     fn params() -> BootstrapParams {
@@ -171,5 +172,17 @@ mod tests {
         assert_eq!(answer(Form::Legacy, 2, "unix:///run/s/a").unwrap(), b"unix:///run/s/a");
         assert_eq!((version(Form::Legacy, &[2, 3]), version(Form::Params, &[2, 3])), (2, 3));
         assert_eq!((version(Form::Legacy, &[3]), version(Form::Params, &[2])), (3, 2));
+    }
+
+    #[test]
+    fn broken_input_is_understood_or_refused_and_never_panics() {
+        let sound = params().write_to_bytes().unwrap();
+        let mut mutations = Mutations::seeded(3);
+        for _ in 0..rounds(20_000) {
+            let bytes = mutations.change(&sound);
+            if let Err(error) = Told::parse(&bytes, "c1", "default") {
+                assert!(error.to_string().starts_with(&format!("{} bytes on standard input", bytes.len())));
+            }
+        }
     }
 }

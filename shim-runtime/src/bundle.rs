@@ -230,6 +230,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::{Mutations, rounds};
 
     #[test]
     fn a_process_is_itself_only_while_pid_and_start_time_match() {
@@ -256,5 +257,19 @@ mod tests {
         let spec: Spec =
             serde_json::from_str(r#"{"annotations":null,"process":{"args":null,"cwd":"/"}}"#).unwrap();
         assert!(spec.process.unwrap().args.is_empty());
+    }
+
+    #[test]
+    fn broken_specifications_and_records_do_not_panic() {
+        let spec = br#"{"process":{"args":["sh","-c","x"],"cwd":"/","user":{"uid":1,"additionalGids":[2]}},
+            "root":{"path":"rootfs"},"annotations":{"a":"b"}}"#;
+        let record = br#"{"init":{"pid":7,"start_time":9},"exit":{"status":1,"seconds":2,"nanos":3}}"#;
+        let mut mutations = Mutations::seeded(4);
+        for _ in 0..rounds(20_000) {
+            let _ = serde_json::from_slice::<Spec>(&mutations.change(spec));
+            if let Ok(Record { exit: Some(exit), .. }) = serde_json::from_slice(&mutations.change(record)) {
+                let _ = Exit::from(exit);
+            }
+        }
     }
 }

@@ -46,6 +46,8 @@ pub mod level;
 mod logger;
 mod managed;
 mod mount;
+#[cfg(any(test, feature = "testing"))]
+mod mutation;
 mod process;
 mod publisher;
 mod reaper;

@@ -276,7 +276,12 @@ fn unpack(response: Response) -> Result<Vec<u8>, CallError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
+    use crate::mutation::{Mutations, rounds};
 
     fn encoded(stream: u32, payload: &[u8]) -> Vec<u8> {
         let header = Header { length: payload.len() as u32, stream, kind: MESSAGE_TYPE_REQUEST, flags: 0 };
@@ -327,5 +332,56 @@ mod tests {
         let frame = response_frame(1, Ok(vec![0; MAX_PAYLOAD]));
         let response = Response::parse_from_bytes(&frame[HEADER..]).unwrap();
         assert_eq!(response.status.code.value(), WireCode::RESOURCE_EXHAUSTED as i32);
+    }
+
+    fn fed(parts: &[&[u8]]) -> Vec<(u32, Option<Vec<u8>>)> {
+        let mut decoder = Decoder::default();
+        parts.iter().flat_map(|part| frames(&mut decoder, part)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_any_byte_stream_gives_the_same_frames(
+            frames in vec((any::<u32>(), vec(any::<u8>(), 0..40)), 0..8),
+            noise in vec(any::<u8>(), 0..40),
+            cuts in vec(any::<Index>(), 0..12),
+        ) {
+            let sound = frames.iter().flat_map(|(stream, payload)| encoded(*stream, payload));
+            let bytes: Vec<u8> = sound.chain(noise).collect();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.sort_unstable();
+            let mut parts = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts.iter().rev() {
+                let (first, last) = rest.split_at(*cut);
+                parts.insert(0, last);
+                rest = first;
+            }
+            parts.insert(0, rest);
+            let whole = fed(&[&bytes]);
+            prop_assert_eq!(fed(&parts), whole.clone());
+            let expected: Vec<_> = frames.into_iter().map(|(stream, bytes)| (stream, Some(bytes))).collect();
+            prop_assert!(whole.starts_with(&expected));
+        }
+    }
+
+    #[test]
+    fn broken_frames_neither_panic_nor_are_kept() {
+        let sound = [encoded(1, b"one"), encoded(3, &[7; 40]), encoded(5, b"")].concat();
+        let mut mutations = Mutations::seeded(1);
+        for _ in 0..rounds(20_000) {
+            let bytes = mutations.change(&sound);
+            let mut decoder = Decoder::default();
+            for part in bytes.chunks(1 + mutations.below(30)) {
+                decoder.feed(part, |frame| {
+                    if let Frame::Whole(header, payload) = frame {
+                        assert_eq!(header.length as usize, payload.len());
+                        let _ = Request::parse_from_bytes(payload);
+                        let _ = Response::parse_from_bytes(payload);
+                    }
+                });
+            }
+            assert!(decoder.pending.len() <= bytes.len());
+        }
     }
 }

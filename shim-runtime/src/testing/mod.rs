@@ -63,6 +63,8 @@ pub use shim::Shim;
 pub use stdio::{Captured, Mode, Stdio};
 pub use timeline::Timeline;
 
+pub use crate::mutation::{Mutations, rounds};
+
 /// The messages of the task service, as the shims' answers carry them.
 pub use containerd_shim_protos::api;
 
