@@ -393,6 +393,12 @@ impl Peer {
             }
         }
         if sent < pending.len() && !outbox.closed {
+            let mut pending = pending;
+            // A client that never takes all would have us keep all that it ever took.
+            if sent >= pending.len() / 2 {
+                pending.drain(..sent);
+                sent = 0;
+            }
             outbox.unsent = pending;
             outbox.sent = sent;
         } else {
