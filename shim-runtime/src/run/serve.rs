@@ -25,6 +25,8 @@ use crate::spawn::Supervisor;
 use crate::sys;
 use crate::types::Signal;
 
+/// How long the end waits for calls that are being answered, that which asked for it above all.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long the end waits for containerd to take the last events.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
@@ -94,6 +96,7 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
     let ran = events.run();
+    server.workers.finish(ANSWER_LIMIT);
     let left = server.publisher.flush(FLUSH_LIMIT);
     if left > 0 {
         log::error!("{left} events were left behind: containerd did not take them");

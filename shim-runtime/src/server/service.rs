@@ -61,7 +61,7 @@ where
     fn handle(&self, incoming: Incoming<'_>) {
         let (method, payload) = (incoming.method.to_owned(), incoming.payload.to_owned());
         let handler = self.0.clone();
-        incoming.offload(Place::Aside, move |call| handler(call, &method, &payload));
+        incoming.offload(Place::Foreign, move |call| handler(call, &method, &payload));
     }
 }
 
@@ -114,9 +114,9 @@ impl Incoming<'_> {
     }
 
     /// Hands a parked call to `work` on a worker; `work` answers by itself.
-    pub(crate) fn run_aside(self, work: impl FnOnce(&Call<'_>) + Send + 'static) {
+    pub(crate) fn run_foreign(self, work: impl FnOnce(&Call<'_>) + Send + 'static) {
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
-        self.server.workers.run(Place::Aside, move || {
+        self.server.workers.run(Place::Foreign, move || {
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: None };
             let _ = caught(|| {
                 work(&call);

@@ -75,7 +75,7 @@ impl<T: Task> TaskService<T> {
                     incoming.with_call(|call| self.0.wait(call, request, reply));
                 } else {
                     let task = self.0.clone();
-                    incoming.run_aside(move |call| task.wait(call, request, reply));
+                    incoming.run_foreign(move |call| task.wait(call, request, reply));
                 }
             }
         }

@@ -11,8 +11,10 @@ use crate::sys;
 
 /// How many lifecycle calls may block at once; further ones wait.
 const ORDERED_LIMIT: usize = 64;
-/// How many other calls may block at once, whatever the first kind does.
+/// How many calls that only look or signal may block at once, whatever other kinds do.
 const ASIDE_LIMIT: usize = 16;
+/// How many calls of an author's own services may block at once.
+const FOREIGN_LIMIT: usize = 64;
 /// How long an idle worker waits for more.
 const IDLE: Duration = Duration::from_secs(3);
 
@@ -23,8 +25,10 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) enum Place {
     /// After all earlier jobs of the same mailbox.
     Mailbox(String),
-    /// At once, on a thread that lifecycle calls cannot take.
+    /// At once, on a thread that no other kind of calls can take.
     Aside,
+    /// At once, on a thread for calls of which nothing is known: they may take long.
+    Foreign,
 }
 
 /// See the module.
@@ -41,6 +45,9 @@ struct Shared {
 struct State {
     ordered: Pool,
     aside: Pool,
+    foreign: Pool,
+    /// Jobs that are being done.
+    running: usize,
     /// Jobs behind the one of their mailbox that is running or in the queue. A mailbox without one is absent.
     mailboxes: HashMap<String, VecDeque<Job>>,
 }
@@ -57,6 +64,18 @@ struct Pool {
 enum Kind {
     Ordered,
     Aside,
+    Foreign,
+}
+
+impl Kind {
+    /// How many threads it may have.
+    fn limit(self) -> usize {
+        match self {
+            Self::Ordered => ORDERED_LIMIT,
+            Self::Aside => ASIDE_LIMIT,
+            Self::Foreign => FOREIGN_LIMIT,
+        }
+    }
 }
 
 impl State {
@@ -64,7 +83,16 @@ impl State {
         match kind {
             Kind::Ordered => &mut self.ordered,
             Kind::Aside => &mut self.aside,
+            Kind::Foreign => &mut self.foreign,
         }
+    }
+
+    fn pools(&self) -> [&Pool; 3] {
+        [&self.ordered, &self.aside, &self.foreign]
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running == 0 && self.pools().iter().all(|pool| pool.queue.is_empty())
     }
 }
 
@@ -77,6 +105,10 @@ impl Workers {
                 state.aside.queue.push_back((None, Box::new(job)));
                 Kind::Aside
             }
+            Place::Foreign => {
+                state.foreign.queue.push_back((None, Box::new(job)));
+                Kind::Foreign
+            }
             Place::Mailbox(key) => {
                 if let Some(waiting) = state.mailboxes.get_mut(&key) {
                     waiting.push_back(Box::new(job));
@@ -88,8 +120,7 @@ impl Workers {
             }
         };
         let pool = state.pool(kind);
-        let limit = if kind == Kind::Ordered { ORDERED_LIMIT } else { ASIDE_LIMIT };
-        if pool.idle < pool.queue.len() && pool.threads < limit {
+        if pool.idle < pool.queue.len() && pool.threads < kind.limit() {
             self.start_thread(kind, pool);
         } else {
             // All kinds wait on one condition variable; idle workers are few and short-lived.
@@ -110,15 +141,19 @@ impl Workers {
         while let Some((key, job)) = self.next(kind) {
             // Every job answers for its own panics; one that failed to must not cost the pool a thread.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            let mut state = lock(&self.0.state);
+            state.running -= 1;
             if let Some(key) = key {
-                self.next_of_mailbox(key);
+                Self::next_of_mailbox(&mut state, key);
+            }
+            if state.is_idle() {
+                self.0.changed.notify_all();
             }
         }
     }
 
     /// Puts the next job of a mailbox into the queue, behind those of others.
-    fn next_of_mailbox(&self, key: String) {
-        let mut state = lock(&self.0.state);
+    fn next_of_mailbox(state: &mut State, key: String) {
         match state.mailboxes.get_mut(&key).and_then(VecDeque::pop_front) {
             Some(job) => state.ordered.queue.push_back((Some(key), job)),
             None => {
@@ -132,6 +167,7 @@ impl Workers {
         let mut state = lock(&self.0.state);
         loop {
             if let Some(job) = state.pool(kind).queue.pop_front() {
+                state.running += 1;
                 return Some(job);
             }
             state.pool(kind).idle += 1;
@@ -149,12 +185,18 @@ impl Workers {
         }
     }
 
+    /// Waits until all jobs are done, at most for `limit`: some may hang.
+    pub(crate) fn finish(&self, limit: Duration) {
+        let state = lock(&self.0.state);
+        drop(self.0.changed.wait_timeout_while(state, limit, |state| !state.is_idle()));
+    }
+
     /// How many threads there are, and how many jobs wait behind others.
     pub(crate) fn load(&self) -> (usize, usize) {
         let state = lock(&self.0.state);
         let waiting: usize = state.mailboxes.values().map(VecDeque::len).sum();
-        let queued = state.ordered.queue.len() + state.aside.queue.len();
-        (state.ordered.threads + state.aside.threads, waiting + queued)
+        let queued: usize = state.pools().iter().map(|pool| pool.queue.len()).sum();
+        (state.pools().iter().map(|pool| pool.threads).sum(), waiting + queued)
     }
 }
 
@@ -210,5 +252,27 @@ mod tests {
         workers.run(Place::Mailbox("a".into()), || panic!("on purpose"));
         workers.run(Place::Mailbox("a".into()), move || tx.send(()).unwrap());
         assert_eq!(rx.recv(), Ok(()));
+    }
+
+    #[test]
+    fn no_kind_of_jobs_can_take_the_threads_of_another_and_the_end_waits_for_them_in_vain() {
+        let workers = Workers::default();
+        let gate = Arc::new(Mutex::new(()));
+        let held = gate.lock().unwrap();
+        for _ in 0..FOREIGN_LIMIT + 10 {
+            let gate = gate.clone();
+            workers.run(Place::Foreign, move || drop(gate.lock().unwrap()));
+        }
+        let (tx, rx) = mpsc::channel();
+        let aside = tx.clone();
+        workers.run(Place::Aside, move || aside.send(()).unwrap());
+        rx.recv().unwrap();
+        workers.run(Place::Mailbox("a".into()), move || tx.send(()).unwrap());
+        rx.recv().unwrap();
+        workers.finish(Duration::from_millis(1));
+        assert!(!lock(&workers.0.state).is_idle());
+        drop(held);
+        workers.finish(Duration::from_mins(1));
+        assert!(lock(&workers.0.state).is_idle());
     }
 }
