@@ -2,7 +2,7 @@
 //! print neither blocks nor fails, whatever becomes of the log.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -11,13 +11,16 @@ use nix::unistd::{dup2_stderr, pipe2};
 use crate::error::{Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 
+/// How much is read at a time.
+const CHUNK: usize = 4096;
+
 /// From here on a line of standard error is a line of the logger's.
 pub(super) fn forward(events: &mut EventLoop) -> Result<()> {
     let read = replace()?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     events.add(|token, events| {
         events.watch(&read, token, Ready::EPOLLIN)?;
-        Ok(Box::new(Lines(BufReader::with_capacity(1024, read.into()))))
+        Ok(Box::new(Lines { pipe: read.into(), begun: Vec::new() }))
     })?;
     Ok(())
 }
@@ -48,20 +51,29 @@ fn replace() -> Result<OwnedFd> {
     Ok(read)
 }
 
-struct Lines(BufReader<File>);
+struct Lines {
+    pipe: File,
+    /// The beginning of a line whose end was not in the last chunk.
+    begun: Vec<u8>,
+}
 
 impl Source for Lines {
+    /// Takes one chunk at a time: a process that prints without an end must not hold up everything else.
     fn ready(&mut self, _: Token, _: Ready, _: &mut EventLoop) -> Next {
-        let mut line = Vec::new();
-        // A line that comes in parts is logged in parts; nothing is kept between.
-        while self.0.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) || !line.is_empty() {
-            log::warn!("{}", String::from_utf8_lossy(line.trim_ascii_end()));
-            line.clear();
+        let mut chunk = [0; CHUNK];
+        let count = self.pipe.read(&mut chunk).unwrap_or(0);
+        for part in chunk[..count].split_inclusive(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(part);
+            // A line that comes in parts, or is longer than a chunk, is logged in parts.
+            if part.ends_with(b"\n") || count < CHUNK || self.begun.len() > CHUNK {
+                log::warn!("{}", String::from_utf8_lossy(self.begun.trim_ascii_end()));
+                self.begun.clear();
+            }
         }
         Next::Keep
     }
 
     fn close(&mut self, events: &mut EventLoop) {
-        events.unwatch(self.0.get_ref());
+        events.unwatch(&self.pipe);
     }
 }
