@@ -175,6 +175,10 @@ impl EventLoop {
     /// Drops a timer that has not gone off.
     pub(crate) fn cancel(&mut self, timer: Timer) {
         self.timers.remove(&timer);
+        // What is left of a cancelled timer goes when its time comes, which may be in years.
+        if self.due.len() > 2 * self.timers.len() + 64 {
+            self.due.retain(|Reverse((_, timer))| self.timers.contains_key(timer));
+        }
     }
 
     /// Makes [`run`](Self::run) return once the present event is dealt with.
@@ -299,5 +303,17 @@ mod tests {
         events.after(Duration::from_millis(2), move |_| tx.send(1).unwrap());
         events.run().unwrap();
         assert_eq!(rx.try_iter().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn cancelled_timers_leave_nothing_behind_and_the_others_stay() {
+        let mut events = EventLoop::new().unwrap();
+        let kept = events.after(Duration::from_hours(1), |_| {});
+        for _ in 0..1000 {
+            let timer = events.after(Duration::from_hours(1000), |_| {});
+            events.cancel(timer);
+        }
+        assert!(events.due.len() <= 70, "{}", events.due.len());
+        assert!(events.due.iter().any(|Reverse((_, timer))| *timer == kept));
     }
 }
