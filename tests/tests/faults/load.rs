@@ -1,0 +1,297 @@
+//! Too much of everything: what is not paid for by the one who sends it is bounded, and others go on.
+
+use std::io::{ErrorKind, Read, Write};
+
+use protobuf::Message;
+use shim_runtime::testing::{Dialect, FakeContainerd, Frame, Mutations, RawConnection, Result, Shim, api};
+use shim_runtime::{Code, Pid, Signal};
+
+use super::{
+    FAULTS, FIXTURE, LIMIT, MIB, TASK, answer, answers, ask, bundle, descriptors, end, idle, memory, raw,
+    request, sleeping, state_request, status, until, wait_request,
+};
+
+/// What a shim has at the most that serves no blocking call: the main thread, the publisher, and a worker of
+/// each of two kinds that has not ended yet.
+const THREADS: usize = 4;
+
+fn connections(shim: &Shim, count: usize) -> Result<Vec<RawConnection>> {
+    (0..count).map(|_| raw(shim)).collect()
+}
+
+#[test]
+fn five_hundred_half_open_connections_take_no_thread_and_hold_nobody_up() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let server = shim.server()?.pid();
+    let mut half_open = connections(&shim, 500)?;
+    for (n, connection) in half_open.iter_mut().enumerate() {
+        // Silent, in the middle of a header, in the middle of a body.
+        connection.stream().write_all(&[0, 0, 0, 9, 0, 0, 0, 1, 1, 0, 7, 7][..n % 12])?;
+    }
+    answers(&shim)?;
+    assert_eq!(shim.task().state()?.status, api::Status::RUNNING.into());
+    assert!(status(server, "Threads") <= THREADS, "{} threads", status(server, "Threads"));
+    let open = descriptors(server);
+    assert!(open > 500, "all are open: {open}");
+    drop(half_open);
+    until("the end of the connections", || descriptors(server) <= open - 500);
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn two_hundred_random_byte_streams_harm_nobody() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let server = shim.server()?.pid();
+    ctrd.settle();
+    let before = descriptors(server);
+    let mut random = Mutations::seeded(200);
+    let mut all = connections(&shim, 200)?;
+    for connection in &mut all {
+        connection.stream().set_nonblocking(true)?;
+        for _ in 0..=random.below(4) {
+            let length = random.below(8192);
+            // The shim may have hung up, or may not read on before its answers are taken.
+            let _ = connection.stream().write(&random.bytes(length));
+        }
+    }
+    answers(&shim)?;
+    drop(all);
+    until("the end of the connections", || descriptors(server) <= before);
+    assert!(shim.server()?.is_alive());
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn a_hundred_frames_of_four_mebibytes_that_never_come_cost_nothing() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    answers(&shim)?;
+    let server = shim.server()?.pid();
+    let before = memory(server);
+    let mut all = connections(&shim, 100)?;
+    for connection in &mut all {
+        let mut head = (4 * MIB as u32).to_be_bytes().to_vec();
+        head.extend([0, 0, 0, 1, 1, 0, 10, 200]);
+        connection.stream().write_all(&head)?;
+    }
+    answers(&shim)?;
+    let grown = memory(server).saturating_sub(before);
+    assert!(grown < MIB, "{grown} bytes more");
+    drop(all);
+    shim.end()?;
+    ctrd.check()
+}
+
+/// Sends requests until the shim takes no more of them, at most `count`.
+fn send_unread(connection: &mut RawConnection, request: &ttrpc::Request, count: u32) -> Result<()> {
+    connection.stream().set_nonblocking(true)?;
+    let mut bytes = Vec::new();
+    for n in 0..count {
+        bytes.clear();
+        Frame::request(2 * n + 1, request)?.write_to(&mut bytes)?;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match connection.stream().write(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock && is_full(connection) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the shim has stopped to read: nothing can be sent for a while.
+fn is_full(connection: &mut RawConnection) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    let mut writable = [PollFd::new(connection.stream(), PollFlags::OUT)];
+    poll(&mut writable, Some(&limit)).is_ok_and(|ready| ready == 0)
+}
+
+#[test]
+fn twenty_thousand_requests_whose_answers_are_never_read_cost_no_memory_and_hold_nobody_up() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let server = shim.server()?.pid();
+    let pids = request("Pids", &api::PidsRequest { id: "c1".into(), ..Default::default() });
+    shim.task().pids()?;
+    for request in [state_request("c1"), pids] {
+        let before = memory(server);
+        let mut greedy = raw(&shim)?;
+        send_unread(&mut greedy, &request, 20_000)?;
+        answers(&shim)?;
+        let grown = memory(server).saturating_sub(before);
+        assert!(grown < MIB, "{}: {grown} bytes more", request.method);
+    }
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn a_reader_that_is_always_behind_costs_no_memory() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    answers(&shim)?;
+    let server = shim.server()?.pid();
+    let before = memory(server);
+    let mut behind = raw(&shim)?;
+    behind.stream().set_nonblocking(true)?;
+    // The answer repeats the name, so 64 MiB of requests are 64 MiB of answers.
+    let long = "x".repeat(8192);
+    let mut part = vec![0; MIB / 16];
+    for n in 0..8192 {
+        let mut bytes = Vec::new();
+        Frame::request(2 * n + 1, &state_request(&long))?.write_to(&mut bytes)?;
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            match behind.stream().write(left) {
+                Ok(count) => left = &left[count..],
+                // A little is read, less than what waits to be sent.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    match behind.stream().read(&mut part) {
+                        Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
+                        _ => std::thread::yield_now(),
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let grown = memory(server).saturating_sub(before);
+    assert!(grown < 2 * MIB, "{grown} bytes more");
+    drop(behind);
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn of_five_hundred_waits_whose_clients_vanish_nothing_is_left() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let server = shim.server()?.pid();
+    // With them comes the connection to the events service.
+    ctrd.settle();
+    let before = descriptors(server);
+    let mut grown = Vec::new();
+    for _ in 0..4 {
+        let mut waiting = connections(&shim, 250)?;
+        for connection in &mut waiting {
+            // One that waits for ever and one with a deadline that does not come.
+            connection.send(&Frame::request(1, &wait_request("c1"))?)?;
+            let patient = ttrpc::Request { timeout_nano: 1 << 50, ..wait_request("c1") };
+            connection.send(&Frame::request(3, &patient)?)?;
+            connection.send(&Frame::request(5, &state_request("c1"))?)?;
+            assert_eq!(answer(connection)?, (5, 0));
+        }
+        drop(waiting);
+        until("the end of the connections", || descriptors(server) <= before);
+        assert!(status(server, "Threads") <= THREADS);
+        grown.push(memory(server));
+    }
+    assert!(grown[3].saturating_sub(grown[0]) < MIB / 4, "{grown:?}");
+    shim.server()?.signal(Signal::USR1)?;
+    let bundle = shim.bundle().clone();
+    until("the report", || bundle.log().contains("holds 1 tasks and 1 connections"));
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn calls_beyond_the_limits_of_a_connection_are_refused_and_the_others_answered() -> Result<()> {
+    const CALLS: u32 = 1024;
+    const PARKED: u32 = 4096;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let exhausted = Code::ResourceExhausted as i32;
+    let mut hung = raw(&shim)?;
+    for _ in 0..CALLS {
+        hung.begin(FAULTS, "hang", Vec::new())?;
+    }
+    for stream in [2 * CALLS + 1, 2 * CALLS + 3] {
+        assert_eq!(hung.begin(FAULTS, "cancelled", Vec::new())?, stream);
+        assert_eq!(answer(&mut hung)?, (stream, exhausted));
+    }
+    let mut parked = raw(&shim)?;
+    for n in 0..PARKED {
+        parked.send(&Frame::request(2 * n + 1, &wait_request("c1"))?)?;
+    }
+    let next = 2 * PARKED + 1;
+    parked.send(&Frame::request(next, &wait_request("c1"))?)?;
+    assert_eq!(answer(&mut parked)?, (next, exhausted));
+    parked.send(&Frame::request(next + 2, &state_request("c1"))?)?;
+    assert_eq!(answer(&mut parked)?, (next + 2, 0), "others are not counted among the waiting");
+    shim.task().kill(Signal::KILL)?;
+    for _ in 0..PARKED {
+        assert_eq!(answer(&mut parked)?.1, 0);
+    }
+    drop(hung);
+    let mut shim = shim;
+    shim.task().wait().answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn with_64_hung_starts_and_200_queued_all_other_calls_are_answered() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let group = |id: &str, kind: &str| bundle(&ctrd, id, kind).group("pod").args(["sleep", "1000"]).build();
+    let first = group("c1", "")?;
+    let shim = ctrd.start(FIXTURE, &first)?;
+    let task = shim.task();
+    task.create(&first)?;
+    task.start()?;
+    let hanging = group("hanging", "hangs")?;
+    let path = hanging.path().display().to_string();
+    let mut starting = raw(&shim)?;
+    for n in 0..264 {
+        let id = format!("h{n}");
+        let create = api::CreateTaskRequest { id: id.clone(), bundle: path.clone(), ..Default::default() };
+        let _: api::CreateTaskResponse = starting.ask(TASK, "Create", &create)?;
+    }
+    let start = |id: String| api::StartRequest { id, ..Default::default() }.write_to_bytes().unwrap();
+    for n in 0..264 {
+        starting.begin(TASK, "Start", start(format!("h{n}")))?;
+    }
+    let server = shim.server()?.pid();
+    until("64 hung calls", || status(server, "Threads") >= 64 + 2);
+    assert_eq!(task.state()?.status, api::Status::RUNNING.into());
+    assert_ne!(task.connect()?.task_pid, 0);
+    assert_eq!(task.pids()?.processes.len(), 1);
+    // Whether there is something to be measured depends on the machine.
+    let _ = task.stats().inspect_err(|failure| assert_ne!(failure.code(), Some(Code::DeadlineExceeded)));
+    let other = task.container("h7");
+    assert_eq!(other.state()?.status, api::Status::CREATED.into());
+    other.pids()?;
+    let waits = task.wait();
+    task.kill(Signal::KILL)?;
+    assert_eq!(waits.answer(LIMIT)?.exit_status, 137);
+    let threads = status(server, "Threads");
+    assert!(threads <= 64 + 16 + 3, "{threads} threads");
+    shim.server()?.signal(Signal::TERM)?;
+    assert!(shim.server()?.ended_within(LIMIT), "hung calls do not keep the shim");
+    assert!(!shim.socket().exists());
+    Ok(())
+}
+
+#[test]
+fn a_helper_that_floods_standard_error_holds_nobody_up() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    let pid = ask(&mut raw(&shim)?, "flood-stderr", "")?;
+    let bundle = shim.bundle().clone();
+    until("the flood", || bundle.log().contains("msg=\"y\""));
+    for _ in 0..20 {
+        answers(&shim)?;
+    }
+    let flooding = shim_runtime::testing::Process::open(Pid::new(pid.parse().unwrap()).unwrap())?;
+    assert!(flooding.is_alive());
+    flooding.signal(Signal::KILL)?;
+    end(shim)?;
+    ctrd.check()
+}
