@@ -44,13 +44,19 @@ impl Config {
     };
 }
 
-/// A struct that [`run`](crate::run()) can turn into a shim. The attribute writes this impl:
+/// A struct that [`run`](crate::run()) can turn into a shim. The attribute writes this impl, and `main`:
 ///
-/// ```ignore
-/// #[containerd_shim(runtime = "io.containerd.host.v1")]
+/// ```no_run
+/// # use shim_runtime::prelude::*;
+/// // #[containerd_shim(runtime = "io.containerd.host.v1")]
 /// struct Host;
-/// // is the same as
-/// struct Host;
+/// # impl Shim for Host {
+/// #     type Container = Process;
+/// #     fn new(_: &Context) -> Result<Self> { Ok(Host) }
+/// #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+/// # }
+///
+/// // is
 /// impl ::shim_runtime::Entry for Host {
 ///     type Level = ::shim_runtime::level::Managed<Host>;
 ///     const CONFIG: ::shim_runtime::Config = ::shim_runtime::Config {
@@ -59,11 +65,17 @@ impl Config {
 ///         ..::shim_runtime::Config::DEFAULT
 ///     };
 /// }
+///
 /// fn main() -> ::std::process::ExitCode {
 ///     ::shim_runtime::run::<Host>()
 /// }
 /// ```
-pub trait Entry: Sized + Send + Sync + 'static {
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be run as a shim",
+    label = "`Entry` is missing for this type",
+    note = "annotate `{Self}` with #[containerd_shim(runtime = \"io.containerd.NAME.v1\")]"
+)]
+pub trait Entry: Sized + 'static {
     /// Whose traits the struct implements: [`level::Managed`](crate::level::Managed) for
     /// [`Shim`](crate::Shim), [`level::Raw`](crate::level::Raw) for [`RawShim`](crate::RawShim).
     type Level: crate::level::Level;

@@ -17,6 +17,11 @@ pub struct Managed<S>(PhantomData<S>);
 pub struct Raw<S>(PhantomData<S>);
 
 /// What the process needs of a shim in each of its lives. Not for implementation elsewhere.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a level that a shim can be written at",
+    label = "neither `level::Managed` nor `level::Raw`",
+    note = "write `type Level = shim_runtime::level::Managed<Self>` for a `Shim`, `level::Raw<Self>` for a `RawShim`"
+)]
 pub trait Level: sealed::Sealed {
     #[doc(hidden)]
     fn serve(parts: &Parts<'_>, registry: &mut Registry) -> Result<()>;

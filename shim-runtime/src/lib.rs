@@ -4,7 +4,6 @@
 //! use shim_runtime::prelude::*;
 //!
 //! /// Runs `process.args` of the bundle straight on the host.
-//! # mod shim { use shim_runtime::prelude::*;
 //! #[containerd_shim(runtime = "io.containerd.host.v1")]
 //! struct Host;
 //!
@@ -13,7 +12,6 @@
 //!     fn new(_: &Context) -> Result<Self> { Ok(Host) }
 //!     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
 //! }
-//! # }
 //! ```
 //!
 //! With `[[bin]] name = "containerd-shim-host-v1"` that is a whole shim, for every containerd from 1.6 to 2.4.

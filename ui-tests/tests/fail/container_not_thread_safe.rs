@@ -1,0 +1,24 @@
+use std::cell::RefCell;
+
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1")]
+struct Hello;
+
+struct Vm(RefCell<u8>);
+
+impl Container for Vm {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Vm;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Vm> {
+        unimplemented!()
+    }
+}

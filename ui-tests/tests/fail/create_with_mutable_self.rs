@@ -1,0 +1,22 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1")]
+struct Hello;
+
+struct Process;
+
+impl Container for Process {
+    fn start(&self, _: Stdio) -> Result<Started> {
+        unimplemented!()
+    }
+}
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&mut self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,17 @@
+use shim_runtime::prelude::*;
+
+struct Hello;
+
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    shim_runtime::run::<Hello>()
+}
