@@ -17,6 +17,9 @@ pub(crate) struct Args {
     pub(crate) task: Option<List>,
     pub(crate) group: Option<List>,
     pub(crate) shutdown_on: Option<List>,
+    pub(crate) reaper: Option<LitBool>,
+    pub(crate) subreaper: Option<LitBool>,
+    pub(crate) logger: Option<LitBool>,
     pub(crate) raw: Option<Nothing>,
     pub(crate) krate: Option<Path>,
     /// The author has a `main`, or has tried to say so.
@@ -32,6 +35,8 @@ pub(crate) struct List {
 /// An option: its name, what is expected as its value (nothing for a flag), an example, and how to read it.
 type Opt = (&'static str, &'static str, &'static str, fn(&mut Args, ParseStream) -> Result<()>);
 
+const BOOL: &str = "`true` or `false`";
+
 /// A further option is a line here and a field in [`Args`].
 const OPTIONS: &[Opt] = &[
     ("runtime", "a string", r#""io.containerd.hello.v1""#, |args, input| put(&mut args.runtime, input)),
@@ -39,15 +44,24 @@ const OPTIONS: &[Opt] = &[
     ("task", "a list of versions", "[2, 3]", |args, input| put(&mut args.task, input)),
     ("group", "a list of labels", r#"["com.example.group"]"#, |args, input| put(&mut args.group, input)),
     ("shutdown_on", "a list of signals", "[SIGTERM]", |args, input| put(&mut args.shutdown_on, input)),
-    ("main", "`true` or `false`", "false", main),
+    ("reaper", BOOL, "false", |args, input| put(&mut args.reaper, input)),
+    ("subreaper", BOOL, "false", |args, input| put(&mut args.subreaper, input)),
+    ("logger", BOOL, "false", |args, input| put(&mut args.logger, input)),
+    ("main", BOOL, "false", main),
     ("raw", "", "", |args, input| put(&mut args.raw, input)),
     ("crate", "a path without quotes", "::my_reexport::shim_runtime", |args, input| {
         input.call(Path::parse_mod_style).map(|path| args.krate = Some(path))
     }),
 ];
 
-/// Names that options once had or have elsewhere, and what to write now.
-const RENAMED: &[(&str, &str)] = &[("no_main", "main = false")];
+/// Names that options once had or have elsewhere, and what to write in their place.
+const RENAMED: &[(&str, &str)] = &[
+    ("name", r#"runtime = "io.containerd.hello.v1""#),
+    ("no_main", "main = false"),
+    ("no_reaper", "reaper = false"),
+    ("no_sub_reaper", "subreaper = false"),
+    ("no_setup_logger", "logger = false"),
+];
 
 fn put<T: Parse>(slot: &mut Option<T>, input: ParseStream) -> Result<()> {
     input.parse().map(|value| *slot = Some(value))
@@ -96,13 +110,14 @@ fn option(input: ParseStream, args: &mut Args, seen: &mut Vec<&'static str>, err
             seen.push(option.0);
             return value(option, &key, input, args, errors);
         }
-        errors.at(&key, format!("duplicate `{name}`"));
+        errors.at(&key, format!("duplicate `{name}`; keep one of them"));
     } else if let Some((_, now)) = RENAMED.iter().find(|(old, _)| *old == name) {
         args.own_main |= name == "no_main";
-        errors.at(&key, format!("`{name}` is now `{now}`"));
+        // An option that was meant is not missing as well.
+        seen.extend(now.starts_with("runtime").then_some("runtime"));
+        errors.at(&key, format!("write `{now}` in place of `{name}`"));
     } else {
         let known: Vec<&str> = OPTIONS.iter().map(|option| option.0).collect();
-        // An option that was meant is not missing as well.
         seen.extend(suggest::closest(&name, &known));
         errors.at(&key, format!("unknown option `{name}`; {}", suggest::instead_of(&name, &known)));
     }
@@ -131,7 +146,10 @@ fn value(
 ) {
     let is_flag = expects.is_empty();
     if is_flag && (input.peek(Token![=]) || input.peek(token::Paren)) {
-        errors.at(until_separator(input), format!("`{name}` is a flag and takes no value"));
+        errors.at(
+            until_separator(input),
+            format!("`{name}` is a flag and takes no value; write `{name}` alone, or leave it out"),
+        );
     }
     let equals = input.parse::<Token![=]>();
     let ahead = input.fork();
@@ -184,7 +202,3 @@ impl Parse for List {
         Ok(Self { span, elements })
     }
 }
-
-#[cfg(test)]
-#[path = "tests/args.rs"]
-mod tests;

@@ -3,37 +3,31 @@
 //! `Level`, by which a missing `impl Shim` is reported under the name of the author's struct.
 
 use proc_macro2::{Span, TokenStream, TokenTree};
-use quote::quote;
-use syn::Ident;
+use quote::{ToTokens, quote};
+use syn::{Ident, LitStr};
 
-use crate::errors::Errors;
+use crate::args::Args;
 use crate::item::Item;
-use crate::validate::Settings;
+use crate::validate::Lists;
 
-/// The expansion of an attribute without mistakes.
+/// The expansion, of what could be read of the attribute.
 pub(crate) fn shim(
     tokens: &TokenStream,
     item: &Item,
     name: &Ident,
-    own_main: bool,
-    settings: &Settings,
+    args: &Args,
+    lists: &Lists,
 ) -> TokenStream {
-    let krate = settings.krate.as_ref().map_or_else(|| quote!(::shim_runtime), |path| quote!(#path));
+    let krate = args.krate.as_ref().map_or_else(|| quote!(::shim_runtime), |path| quote!(#path));
     let cfgs = &item.cfgs;
     // Means what the author's name means, but lies where the attribute stands.
     let mut at_attribute = name.clone();
     at_attribute.set_span(name.span().located_at(Span::call_site()));
 
-    let level = if settings.raw { quote!(Raw) } else { quote!(Managed) };
+    let level = if args.raw.is_some() { quote!(Raw) } else { quote!(Managed) };
     let level = shown_at(name, quote!(#krate::level::#level<#name>));
-    let config = config(settings, &krate);
-    // Where every field is given clippy calls the defaults needless, as if none could ever be added.
-    let complete = matches!(
-        settings,
-        Settings { version: Some(_), task: Some(_), group: Some(_), shutdown_on: Some(_), .. }
-    );
-    let allow = complete.then(|| quote!(#[allow(clippy::needless_update)]));
-    let main = (!own_main).then(|| {
+    let config = config(args, lists, &krate);
+    let main = (!args.own_main).then(|| {
         quote! {
             #(#cfgs)*
             fn main() -> ::std::process::ExitCode { #krate::run::<#at_attribute>() }
@@ -44,8 +38,7 @@ pub(crate) fn shim(
         #(#cfgs)*
         impl #krate::Entry for #at_attribute {
             type Level = #level;
-            #allow
-            const CONFIG: #krate::Config = #config;
+            #config
         }
         #main
     }
@@ -64,42 +57,39 @@ fn shown_at(name: &Ident, ty: TokenStream) -> TokenStream {
 }
 
 /// The configuration: only what was given, so that the defaults stay in one place, the runtime.
-fn config(settings: &Settings, krate: &TokenStream) -> TokenStream {
-    let runtime = &settings.runtime;
+fn config(args: &Args, lists: &Lists, krate: &TokenStream) -> TokenStream {
+    let Args { runtime, version, reaper, subreaper, logger, .. } = args;
+    let Lists { task, group, shutdown_on } = lists;
+    let runtime = runtime.as_ref().map_or_else(|| quote!(""), LitStr::to_token_stream);
     // Read where the shim is compiled: the version of the shim's package, not of this one.
-    let version = settings
-        .version
-        .as_ref()
-        .map_or_else(|| quote!(::core::env!("CARGO_PKG_VERSION")), |version| quote!(#version));
-    let task = settings.task.as_ref().map(|versions| quote!(task: &[#(#versions),*],));
-    let group = settings.group.as_ref().map(|labels| quote!(group: &[#(#labels),*],));
-    let shutdown_on =
-        settings.shutdown_on.as_ref().map(|signals| quote!(shutdown_on: &[#(#krate::Signal::#signals),*],));
+    let version =
+        version.as_ref().map_or_else(|| quote!(::core::env!("CARGO_PKG_VERSION")), LitStr::to_token_stream);
+    let options = [
+        task.as_ref().map(|versions| quote!(task: &[#(#versions),*])),
+        group.as_ref().map(|labels| quote!(group: &[#(#labels),*])),
+        shutdown_on.as_ref().map(|signals| quote!(shutdown_on: &[#(#krate::Signal::#signals),*])),
+        reaper.as_ref().map(|switch| quote!(reaper: #switch)),
+        subreaper.as_ref().map(|switch| quote!(subreaper: #switch)),
+        logger.as_ref().map(|switch| quote!(logger: #switch)),
+    ];
+    // Where every field is given clippy calls the defaults needless, as if none could ever be added.
+    let allow = options.iter().all(Option::is_some).then(|| quote!(#[allow(clippy::needless_update)]));
+    let options = options.iter().flatten();
     quote! {
-        #krate::Config {
+        #allow
+        const CONFIG: #krate::Config = #krate::Config {
             runtime: #runtime,
             version: #version,
-            #task
-            #group
-            #shutdown_on
+            #(#options,)*
             ..#krate::Config::DEFAULT
-        }
+        };
     }
 }
 
-/// What is left of an attribute with mistakes: the mistakes, and beside them the item and an empty `main`, so
-/// that one typo is one message and the editor still knows the struct.
-pub(crate) fn rejected(tokens: &TokenStream, item: &Item, own_main: bool, errors: Errors) -> TokenStream {
+/// What is left of an attribute with mistakes: the item and an empty `main`, so that the editor still knows the
+/// struct and rustc reports no more than the mistakes.
+pub(crate) fn rejected(tokens: &TokenStream, item: &Item, own_main: bool) -> TokenStream {
     let cfgs = &item.cfgs;
-    let mistakes = errors.into_compile_errors();
     let main = (!own_main && !item.is_main).then(|| quote!(#(#cfgs)* fn main() {}));
-    quote! {
-        #tokens
-        #mistakes
-        #main
-    }
+    quote!(#tokens #main)
 }
-
-#[cfg(test)]
-#[path = "tests/expand.rs"]
-mod tests;

@@ -43,9 +43,11 @@ fn head(input: ParseStream, item: &mut Item, errors: &mut Errors) -> Result<()> 
         errors.at(&keyword, format!("#[containerd_shim] goes on {}", refusal(&keyword.to_string())));
         return Ok(());
     }
-    item.name = Some(input.parse()?);
+    let name = input.parse()?;
     let generics: Generics = input.parse()?;
-    if !generics.params.is_empty() {
+    if generics.params.is_empty() {
+        item.name = Some(name);
+    } else {
         let message =
             "a shim cannot be generic: `main` has to name one concrete type; annotate a newtype around it";
         errors.at(generics, message);
@@ -77,7 +79,3 @@ fn refusal(keyword: &str) -> &'static str {
         _ => "a struct",
     }
 }
-
-#[cfg(test)]
-#[path = "tests/item.rs"]
-mod tests;

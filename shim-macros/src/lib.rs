@@ -8,6 +8,8 @@ mod errors;
 mod expand;
 mod item;
 mod suggest;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use crate::errors::Errors;
@@ -18,7 +20,7 @@ use crate::errors::Errors;
 /// implements. It goes on a struct or an enum without type parameters, in the root of a binary named as
 /// containerd derives it from the runtime name: `containerd-shim-hello-v1` for `io.containerd.hello.v1`.
 ///
-/// ```ignore
+/// ```
 /// use shim_runtime::prelude::*;
 ///
 /// #[containerd_shim(runtime = "io.containerd.hello.v1")]
@@ -39,7 +41,14 @@ use crate::errors::Errors;
 ///
 /// The struct, untouched, and beside it
 ///
-/// ```ignore
+/// ```no_run
+/// # use shim_runtime::prelude::*;
+/// # struct Hello;
+/// # impl Shim for Hello {
+/// #     type Container = Process;
+/// #     fn new(_: &Context) -> Result<Self> { Ok(Hello) }
+/// #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+/// # }
 /// impl shim_runtime::Entry for Hello {
 ///     type Level = shim_runtime::level::Managed<Hello>;
 ///     const CONFIG: shim_runtime::Config = shim_runtime::Config {
@@ -77,6 +86,12 @@ use crate::errors::Errors;
 /// * **`shutdown_on = [SIGTERM, ..]`**: the signals that end the shim in order, out of `SIGHUP`, `SIGINT`,
 ///   `SIGQUIT`, `SIGUSR2`, `SIGPIPE`, `SIGALRM`, `SIGTERM`, `SIGCONT` and `SIGWINCH`. `SIGTERM` always does;
 ///   `SIGINT` does unless the option is given without it. By hand: `shutdown_on: &[shim_runtime::Signal::TERM]`.
+/// * **`reaper = false`**, with `raw` alone: the runtime neither handles SIGCHLD nor collects children that have
+///   ended, starts none, and is no subreaper. All children are the author's. By hand: `reaper: false`.
+/// * **`subreaper = false`**, with `raw` alone: processes whose parent has ended, such as those that a runtime
+///   command leaves behind, do not become the shim's children. By hand: `subreaper: false`.
+/// * **`logger = false`**, with `raw` alone: no logger for the `log` crate and no panic hook are set; what is
+///   written to standard error goes into the bundle's log as it is. By hand: `logger: false`.
 /// * **`main = false`**: no `main` is written, for a shim with start-up work of its own, in a module, or beside
 ///   another one. It starts where the author's `main` calls `shim_runtime::run::<Hello>()`, on the main thread and
 ///   with nothing written to the standard output, where containerd reads the shim's answer. By hand: the `main`
@@ -86,9 +101,13 @@ use crate::errors::Errors;
 /// * **`crate = ::path`**: where `shim_runtime` is found if it is renamed or re-exported; an absolute path without
 ///   quotes. By hand: `impl my_reexport::shim_runtime::Entry for Hello`, and likewise throughout.
 ///
-/// ```ignore
-/// #[containerd_shim(runtime = "io.containerd.hello.v1", task = [2], shutdown_on = [SIGTERM, SIGINT], main = false)]
+/// ```no_run
+/// # use shim_runtime::prelude::*;
+/// #[containerd_shim(runtime = "io.containerd.hello.v1", raw, task = [2], shutdown_on = [SIGTERM, SIGHUP], main = false)]
 /// struct Hello;
+/// # impl RawShim for Hello { fn new(_: &Context) -> Result<Self> { Ok(Hello) } }
+/// # impl Task for Hello {}
+/// # fn prepare() {}
 ///
 /// fn main() -> std::process::ExitCode {
 ///     prepare();
@@ -123,12 +142,12 @@ fn annotate(
     let mut errors = Errors::default();
     let item = item::parse(tokens.clone(), &mut errors);
     let args = args::parse(options, &mut errors);
-    let own_main = args.own_main;
-    let settings = validate::check(args, &mut errors);
-    match (&item.name, settings) {
-        (Some(name), Some(settings)) if errors.is_empty() => {
-            expand::shim(tokens, &item, name, own_main, &settings)
-        }
-        _ => expand::rejected(tokens, &item, own_main, errors),
-    }
+    let lists = validate::check(&args, &mut errors);
+    let expansion = match &item.name {
+        // After a mistake too, what an author's own `main` runs has to exist: one typo is one message.
+        Some(name) if errors.is_empty() || args.own_main => expand::shim(tokens, &item, name, &args, &lists),
+        _ => expand::rejected(tokens, &item, args.own_main),
+    };
+    let mistakes = errors.into_compile_errors();
+    quote::quote!(#expansion #mistakes)
 }

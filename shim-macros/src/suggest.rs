@@ -28,7 +28,3 @@ fn distance(from: &str, to: &str) -> usize {
     }
     row.pop().unwrap_or_default()
 }
-
-#[cfg(test)]
-#[path = "tests/suggest.rs"]
-mod tests;

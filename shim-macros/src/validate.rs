@@ -1,4 +1,4 @@
-//! Decides whether the values of the options make sense, and turns them into [`Settings`].
+//! Decides whether the values of the options make sense, and reads the elements of lists into [`Lists`].
 //! What is refused here would otherwise be found out by containerd, at a bad time and in worse words.
 
 mod runtime_name;
@@ -6,36 +6,52 @@ mod runtime_name;
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::parse::Parse;
-use syn::{Error, Ident, LitInt, LitStr, Path};
+use syn::{Error, Ident, LitBool, LitInt, LitStr, Path};
 
 use crate::args::{Args, List, usage};
 use crate::errors::Errors;
 use crate::suggest;
 
-/// What the expansion writes down.
-pub(crate) struct Settings {
-    pub(crate) runtime: LitStr,
-    pub(crate) version: Option<LitStr>,
+/// The elements of the lists that were given, each of them right.
+pub(crate) struct Lists {
     pub(crate) task: Option<Vec<LitInt>>,
     pub(crate) group: Option<Vec<LitStr>>,
     /// Names of the runtime's constants: `TERM` for `SIGTERM`.
     pub(crate) shutdown_on: Option<Vec<Ident>>,
-    pub(crate) raw: bool,
-    pub(crate) krate: Option<Path>,
 }
 
-/// Checks every value, even after a wrong one; `None` if there is no runtime name to go on with.
-pub(crate) fn check(args: Args, errors: &mut Errors) -> Option<Settings> {
+/// Checks every value, even after a wrong one.
+pub(crate) fn check(args: &Args, errors: &mut Errors) -> Lists {
     judge(args.runtime.as_ref(), |name| runtime_name::check(&name.value()), errors);
     judge(args.version.as_ref(), version, errors);
     judge(args.krate.as_ref(), crate_path, errors);
-    let task = args.task.map(|list| elements(&list, "task", "version: 2, 3 or both", task_version, errors));
-    let group = args.group.map(|list| elements(&list, "group", "label", group_label, errors));
-    let shutdown_on = args.shutdown_on.map(|list| {
-        elements(&list, "shutdown_on", "signal", |name: Ident| signal(&name.to_string()), errors)
-    });
-    let (version, raw, krate) = (args.version, args.raw.is_some(), args.krate);
-    Some(Settings { runtime: args.runtime?, version, task, group, shutdown_on, raw, krate })
+    switched_off(args, errors);
+    let Args { task, group, shutdown_on, .. } = args;
+    let signal = |name: Ident| signal(&name.to_string());
+    Lists {
+        task: task.as_ref().map(|list| elements(list, "task", "version: 2, 3 or both", task_version, errors)),
+        group: group.as_ref().map(|list| elements(list, "group", "label", group_label, errors)),
+        shutdown_on: shutdown_on.as_ref().map(|list| elements(list, "shutdown_on", "signal", signal, errors)),
+    }
+}
+
+/// What the high level is built on can be given up at the low level only.
+fn switched_off(args: &Args, errors: &mut Errors) {
+    let is = |switch: &Option<LitBool>, value| switch.as_ref().is_some_and(|switch| switch.value == value);
+    for (name, switch, lost) in [
+        ("reaper", &args.reaper, "the reaper no container's exit is seen"),
+        ("subreaper", &args.subreaper, "a subreaper what a runtime command leaves behind is lost"),
+        ("logger", &args.logger, "the logger nobody is told why a container failed"),
+    ] {
+        if is(switch, false) && args.raw.is_none() {
+            errors.at(switch, format!("without {lost}; use `raw`, or drop `{name} = false`"));
+        }
+    }
+    if is(&args.reaper, false) && is(&args.subreaper, true) {
+        let message =
+            "a subreaper that never reaps leaves zombies; drop `subreaper = true` or `reaper = false`";
+        errors.at(&args.subreaper, message);
+    }
 }
 
 fn judge<T: ToTokens>(value: Option<&T>, rule: impl Fn(&T) -> Result<(), String>, errors: &mut Errors) {
@@ -132,7 +148,3 @@ fn crate_path(path: &Path) -> Result<(), String> {
         names.iter().map(String::as_str).filter(|name| !["self", "super"].contains(name)).collect();
     Err(format!("path must start with `::` or `crate::`; write `crate = ::{}`", names.join("::")))
 }
-
-#[cfg(test)]
-#[path = "tests/validate.rs"]
-mod tests;

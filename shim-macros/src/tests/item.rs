@@ -1,9 +1,11 @@
-use super::*;
+use super::messages;
+use crate::errors::Errors;
+use crate::item::{Item, parse};
 
 fn read(source: &str) -> (Item, Vec<String>) {
     let mut errors = Errors::default();
     let item = parse(source.parse().unwrap_or_default(), &mut errors);
-    (item, errors.messages())
+    (item, messages(errors))
 }
 
 #[test]
@@ -16,12 +18,15 @@ fn the_body_is_not_looked_at() {
 #[test]
 fn every_other_kind_of_item_is_refused_whatever_stands_before_its_keyword() {
     for (source, place) in [
-        ("pub const unsafe extern \"C\" fn main() {}", refusal("fn")),
-        ("unsafe impl Send for Host {}", refusal("impl")),
-        ("pub unsafe auto trait Host {}", refusal("trait")),
-        ("union Host { a: u8 }", refusal("union")),
-        ("const HOST: u8 = 1;", refusal("const")),
-        ("extern \"C\" {}", refusal("extern")),
+        (
+            "pub const unsafe extern \"C\" fn main() {}",
+            "a struct; the macro writes `main`, so move this function's body into `impl Shim for ...`",
+        ),
+        ("unsafe impl Send for Host {}", "the struct, not on its impl block"),
+        ("pub unsafe auto trait Host {}", "the struct that implements `Shim`, not on a trait"),
+        ("union Host { a: u8 }", "a struct; a union cannot be a shim"),
+        ("const HOST: u8 = 1;", "a struct"),
+        ("extern \"C\" {}", "a struct"),
     ] {
         let (item, errors) = read(source);
         assert_eq!(errors, [format!("#[containerd_shim] goes on {place}")], "{source}");

@@ -1,4 +1,4 @@
-use super::*;
+use crate::suggest::{closest, instead_of};
 
 #[test]
 fn a_slip_finds_its_word_and_another_word_gets_the_whole_choice() {

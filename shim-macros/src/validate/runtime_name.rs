@@ -47,7 +47,3 @@ fn example(name: &str) -> String {
     let (kind, version) = if usable { parts } else { ("hello", "v1") };
     format!("\"io.containerd.{kind}.{version}\"")
 }
-
-#[cfg(test)]
-#[path = "../tests/runtime_name.rs"]
-mod tests;

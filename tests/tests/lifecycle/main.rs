@@ -6,6 +6,7 @@ mod crashes;
 mod exits;
 mod runc;
 mod start;
+mod switched_off;
 mod wire;
 
 use std::path::Path;

@@ -3,4 +3,16 @@ use shim_runtime::prelude::*;
 #[containerd_shim(runtime = "io.containerd.hello.v1", main = "false")]
 struct Hello;
 
-fn main() {}
+impl Shim for Hello {
+    type Container = Process;
+    fn new(_: &Context) -> Result<Self> {
+        unimplemented!()
+    }
+    fn create(&self, _: &mut Create) -> Result<Process> {
+        unimplemented!()
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    shim_runtime::run::<Hello>()
+}

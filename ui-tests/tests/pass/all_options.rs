@@ -6,6 +6,9 @@ use shim_runtime::prelude::*;
     task = [2, 3],
     group = ["com.example.group"],
     shutdown_on = [SIGTERM, SIGINT],
+    reaper = false,
+    subreaper = false,
+    logger = false,
     main = false,
     raw,
     crate = ::shim_runtime,
@@ -25,6 +28,7 @@ const _: () = {
     assert!(matches!(config.task, [2, 3]));
     assert!(config.group.len() == 1);
     assert!(config.shutdown_on.len() == 2);
+    assert!(!config.reaper && !config.subreaper && !config.logger);
 };
 
 fn main() {}

@@ -21,7 +21,7 @@ use shim_runtime::{Config, Entry, Signal, run};
 use std::process::ExitCode;
 
 /// Greets.
-#[containerd_shim(runtime = "io.containerd.hello.v1", version = "1", task = [2, 3], group = ["a"], shutdown_on = [SIGTERM])]
+#[containerd_shim(runtime = "io.containerd.hello.v1", version = "1", task = [2, 3], group = ["a"], shutdown_on = [SIGTERM], reaper = true, subreaper = true, logger = true)]
 #[derive(Debug)]
 pub struct Hello;
 

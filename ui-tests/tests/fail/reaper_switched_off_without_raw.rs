@@ -1,0 +1,4 @@
+use shim_runtime::prelude::*;
+
+#[containerd_shim(runtime = "io.containerd.hello.v1", reaper = false)]
+struct Hello;
