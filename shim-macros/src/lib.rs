@@ -63,7 +63,8 @@ use crate::errors::Errors;
 /// }
 /// ```
 ///
-/// That is all. Everything that runs is in `shim_runtime`, and a shim written so by hand is the same shim.
+/// That is all. Everything that runs is in `shim_runtime`, and a shim written so by hand is the same shim. Beside
+/// each of the project's examples there is an `expanded.rs`, which a test keeps true.
 /// Attributes and derives may stand on either side; a `#[cfg]` below the attribute is repeated on what is
 /// generated.
 ///

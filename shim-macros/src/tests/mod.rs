@@ -2,6 +2,7 @@
 
 mod args;
 mod expand;
+mod expansions;
 mod item;
 mod suggest;
 mod validate;
