@@ -43,6 +43,7 @@ pub struct BundleBuilder {
     config: Option<Value>,
     without_config: bool,
     mode: Mode,
+    log: Option<String>,
     options: Option<Any>,
     mounts: Vec<Mount>,
 }
@@ -87,6 +88,7 @@ impl BundleBuilder {
             config: None,
             without_config: false,
             mode: Mode::Null,
+            log: None,
             options: None,
             mounts: Vec::new(),
         }
@@ -189,6 +191,18 @@ impl BundleBuilder {
         self
     }
 
+    /// Keeps what the container writes, once [`Stdio::attach`] is called.
+    pub fn late(mut self) -> Self {
+        self.mode = Mode::Late;
+        self
+    }
+
+    /// Has what the container writes go where a URI says, as with `ctr run --log-uri`.
+    pub fn log_uri(mut self, uri: &str) -> Self {
+        self.log = Some(uri.to_owned());
+        self
+    }
+
     /// Passes what the container writes to the own stdout and stderr.
     pub fn inherit(mut self) -> Self {
         self.mode = Mode::Inherit;
@@ -236,7 +250,10 @@ impl BundleBuilder {
         }
         let log = Log::open(&path.join("log"))?;
         let terminal = config["process"]["terminal"].as_bool().unwrap_or(false);
-        let stdio = Stdio::new(&self.ctrd.io_dir(&self.id), self.mode, terminal)?;
+        let stdio = match &self.log {
+            Some(uri) => Stdio::log(uri, terminal),
+            None => Stdio::new(&self.ctrd.io_dir(&self.id), self.mode, terminal)?,
+        };
         self.ctrd.remember(&group);
         let (id, spec, options, mounts) = (self.id, self.spec, self.options, self.mounts);
         Ok(Bundle(Arc::new(Inner { id, path, work, group, spec, options, mounts, stdio, log })))

@@ -183,12 +183,23 @@ impl Task {
 
     /// Adds the exec that this is aimed at, with the container's process spec and another command.
     pub fn add(&self, bundle: &Bundle, args: &[&str], stdio: &Stdio) -> Result<()> {
+        self.add_with(bundle, args, stdio, |_| ())
+    }
+
+    /// As [`Task::add`], with a request that is changed before it is sent.
+    pub fn add_with(
+        &self,
+        bundle: &Bundle,
+        args: &[&str],
+        stdio: &Stdio,
+        change: impl FnOnce(&mut ExecProcessRequest),
+    ) -> Result<()> {
         let spec = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
             value: bundle.exec_spec(args, stdio.terminal()),
             ..Any::default()
         };
-        let request = ExecProcessRequest {
+        let mut request = ExecProcessRequest {
             id: self.id.clone(),
             exec_id: self.exec_id.clone(),
             terminal: stdio.terminal(),
@@ -198,6 +209,7 @@ impl Task {
             spec: MessageField::some(spec),
             ..ExecProcessRequest::default()
         };
+        change(&mut request);
         let _: Empty = self.call("Exec", &request, CLIENT_LIMIT)?;
         self.tell(&Answer::ExecAdded);
         Ok(())

@@ -58,7 +58,7 @@ pub use events::{Event, Events};
 pub use failure::{Broken, Cause, Failure, Result};
 pub use frames::{Frame, RawConnection};
 pub use launch::{Launch, Output};
-pub use process::{Process, listeners};
+pub use process::{Process, listeners, related_to};
 pub use shim::Shim;
 pub use stdio::{Captured, Mode, Stdio};
 pub use timeline::Timeline;

@@ -95,7 +95,7 @@ fn is_zombie(dir: &Path) -> bool {
 }
 
 /// Processes that have `text` in their command line or environment, or run in a directory below it.
-pub(crate) fn related_to(text: &str) -> Vec<Pid> {
+pub fn related_to(text: &str) -> Vec<Pid> {
     let holds = |file: PathBuf| {
         fs::read(file).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
     };

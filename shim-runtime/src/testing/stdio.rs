@@ -1,5 +1,5 @@
 //! The client's side of a process's stdio: FIFOs made and opened as containerd's clients do it, with blocking
-//! opens in the background (contract 5.3), captured or passed through.
+//! opens in the background (contract 5.3), captured or passed through. Readers can come late, stop and vanish.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -26,6 +26,8 @@ pub enum Mode {
     Null,
     /// Output is kept; stdin is what [`Stdio::write`] says.
     Capture,
+    /// As [`Mode::Capture`], but nobody opens the FIFOs before [`Stdio::attach`].
+    Late,
     /// Output goes to the own stdout and stderr; stdin is what [`Stdio::feed`] reads.
     Inherit,
 }
@@ -45,10 +47,12 @@ pub struct Stdio {
     mode: Mode,
     terminal: bool,
     dir: PathBuf,
+    /// Where both outputs go instead of FIFOs.
+    log: Option<String>,
     shared: Arc<Shared>,
     stdin: Mutex<Option<Sender<Vec<u8>>>>,
     /// Its end tells the readers to stop.
-    stop: Option<PipeWriter>,
+    stop: Mutex<Option<PipeWriter>>,
 }
 
 #[derive(Debug, Default)]
@@ -60,36 +64,90 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Streams {
     captured: Captured,
+    /// How many readers there are.
     open: usize,
+    /// The readers are to keep their ends open and to read nothing.
+    paused: bool,
 }
 
 impl Stdio {
     /// Makes the FIFOs in `dir` and begins to open them.
     pub(crate) fn new(dir: &Path, mode: Mode, terminal: bool) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let mut stdio =
-            Self { mode, terminal, dir: dir.to_owned(), shared, stdin: Mutex::default(), stop: None };
+        let stdio = Self::bare(dir, mode, terminal, None);
         if mode == Mode::Null {
             return Ok(stdio);
         }
         fs::create_dir_all(dir).doing(|| format!("cannot make `{}`", dir.display()))?;
-        for path in [stdio.stdin(), stdio.stdout(), stdio.stderr()].iter().filter(|path| !path.is_empty()) {
+        for path in stdio.fifos() {
             mkfifo(path.as_str(), Permissions::S_IRWXU).doing(|| format!("cannot make the FIFO `{path}`"))?;
         }
+        if mode != Mode::Late {
+            stdio.attach()?;
+        }
+        Ok(stdio)
+    }
+
+    /// Has both outputs go where a URI says, and nothing come in, as with `ctr run --log-uri`.
+    pub fn log(uri: &str, terminal: bool) -> Self {
+        Self::bare(Path::new(""), Mode::Null, terminal, Some(uri.to_owned()))
+    }
+
+    fn bare(dir: &Path, mode: Mode, terminal: bool, log: Option<String>) -> Self {
+        let (shared, stdin, stop) = (Arc::default(), Mutex::default(), Mutex::default());
+        Self { mode, terminal, dir: dir.to_owned(), log, shared, stdin, stop }
+    }
+
+    /// The paths of its FIFOs.
+    fn fifos(&self) -> impl Iterator<Item = String> {
+        let all = if self.mode == Mode::Null { Vec::new() } else { vec!["stdin", "stdout", "stderr"] };
+        let without = if self.terminal { "stderr" } else { "" };
+        let paths: Vec<_> =
+            all.into_iter().filter(|name| *name != without).map(|name| self.path(name)).collect();
+        paths.into_iter()
+    }
+
+    /// Opens the FIFOs, in the background: a client that comes late, or again.
+    pub fn attach(&self) -> Result<()> {
         let (stopped, stop) = io::pipe()?;
-        stdio.stop = Some(stop);
-        let outputs = [(stdio.stdout(), false), (stdio.stderr(), true)];
-        for (path, is_stderr) in outputs.into_iter().filter(|(path, _)| !path.is_empty()) {
-            lock(&stdio.shared.streams).open += 1;
-            let (shared, stopped) = (Arc::clone(&stdio.shared), stopped.try_clone()?);
+        *lock(&self.stop) = Some(stop);
+        for path in self.fifos().filter(|path| *path != self.stdin()) {
+            lock(&self.shared.streams).open += 1;
+            let (shared, stopped) = (Arc::clone(&self.shared), stopped.try_clone()?);
+            let (mode, is_stderr) = (self.mode, path == self.stderr());
             thread::spawn(move || {
                 let _ = shared.read(&path, is_stderr, mode, &stopped);
                 lock(&shared.streams).open -= 1;
                 shared.changed.notify_all();
             });
         }
-        stdio.open_stdin();
-        Ok(stdio)
+        self.open_stdin();
+        Ok(())
+    }
+
+    /// Closes the client's ends, as if it had died; returns once they are closed.
+    pub fn detach(&self) {
+        drop(lock(&self.stop).take());
+        self.close_stdin();
+        self.read_on();
+        // A background open that nobody ever answered would wait for ever.
+        for path in self.fifos() {
+            let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+            drop(both);
+        }
+        let streams = lock(&self.shared.streams);
+        let closed = self.shared.changed.wait_while(streams, |streams| streams.open > 0);
+        drop(closed);
+    }
+
+    /// Reads nothing more, with the FIFOs open, until [`Stdio::read_on`].
+    pub fn stop_reading(&self) {
+        lock(&self.shared.streams).paused = true;
+    }
+
+    /// Reads again.
+    pub fn read_on(&self) {
+        lock(&self.shared.streams).paused = false;
+        self.shared.changed.notify_all();
     }
 
     fn open_stdin(&self) {
@@ -107,7 +165,9 @@ impl Stdio {
     }
 
     fn path(&self, name: &str) -> String {
-        if self.mode == Mode::Null {
+        if let Some(log) = self.log.as_ref().filter(|_| name != "stdin") {
+            log.clone()
+        } else if self.mode == Mode::Null {
             String::new()
         } else {
             self.dir.join(name).to_string_lossy().into_owned()
@@ -211,7 +271,7 @@ impl Shared {
             if ready[1] {
                 return Ok(());
             }
-            if !ready[0] {
+            if !ready[0] || self.waits_paused() {
                 continue;
             }
             let count = fifo.read(&mut buffer)?;
@@ -220,6 +280,14 @@ impl Shared {
             }
             self.take(&buffer[..count], is_stderr, mode);
         }
+    }
+
+    /// Waits while nothing is to be read; whether it had to.
+    fn waits_paused(&self) -> bool {
+        let streams = lock(&self.streams);
+        let paused = streams.paused;
+        drop(self.changed.wait_while(streams, |streams| streams.paused));
+        paused
     }
 
     fn take(&self, bytes: &[u8], is_stderr: bool, mode: Mode) {
@@ -245,12 +313,7 @@ fn pass(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
 
 impl Drop for Stdio {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        // A background open that nobody ever answered would wait for ever.
-        for path in [self.stdin(), self.stdout(), self.stderr()].iter().filter(|path| !path.is_empty()) {
-            let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-            drop(both);
-        }
+        self.detach();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
