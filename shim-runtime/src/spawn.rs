@@ -46,6 +46,7 @@ pub struct Command {
     root: Option<PathBuf>,
     ids: Ids,
     descriptors: Vec<(OwnedFd, RawFd)>,
+    terminal: Option<RawFd>,
     death_signal: bool,
     no_new_privileges: bool,
 }
@@ -71,6 +72,7 @@ impl Command {
             root: None,
             ids: Ids::default(),
             descriptors: Vec::new(),
+            terminal: None,
             death_signal: false,
             no_new_privileges: false,
         }
@@ -177,6 +179,12 @@ impl Command {
         self.descriptor(2, fd)
     }
 
+    /// The descriptor of the child that is a terminal and is to control its session.
+    pub(crate) fn controlling_terminal(&mut self, number: RawFd) -> &mut Self {
+        self.terminal = Some(number);
+        self
+    }
+
     /// Kills the child when the shim ends. Right for runtime commands, wrong for containers.
     pub(crate) fn dies_with_shim(&mut self) -> &mut Self {
         self.death_signal = true;
@@ -218,6 +226,7 @@ impl Command {
             uid: self.ids.uid,
             umask: self.ids.umask,
             new_session: true,
+            terminal: self.terminal,
             no_new_privileges: self.no_new_privileges,
             dies_with_parent: self.death_signal,
             descriptors: lifted.collect::<Result<_>>()?,
@@ -343,6 +352,7 @@ impl Status {
         let what = match step {
             Step::Descriptors => "cannot place its descriptors".to_owned(),
             Step::Session => "cannot start a session".to_owned(),
+            Step::Terminal => "cannot take over its terminal".to_owned(),
             Step::Root => format!("cannot change the root to `{}`", shown(&self.root)),
             Step::Groups => "cannot set its supplementary groups".to_owned(),
             Step::Gid => "cannot set its group id".to_owned(),

@@ -4,7 +4,10 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::types::{Pid, Signal};
 
@@ -14,6 +17,7 @@ use crate::types::{Pid, Signal};
 pub(crate) enum Step {
     Descriptors = 1,
     Session,
+    Terminal,
     Root,
     Groups,
     Gid,
@@ -29,9 +33,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Descriptors,
         Self::Session,
+        Self::Terminal,
         Self::Root,
         Self::Groups,
         Self::Gid,
@@ -68,6 +73,8 @@ pub(crate) struct Image {
     pub(crate) uid: Option<libc::uid_t>,
     pub(crate) umask: Option<libc::mode_t>,
     pub(crate) new_session: bool,
+    /// The number, in the child, of the terminal that is to control the new session.
+    pub(crate) terminal: Option<RawFd>,
     pub(crate) no_new_privileges: bool,
     pub(crate) dies_with_parent: bool,
     /// Descriptors for the child with their numbers there, ascending. Each source lies above [`Image::floor`].
@@ -223,6 +230,11 @@ fn change_identity(image: &Image) -> Result<(), Failed> {
     if image.new_session {
         // SAFETY: no precondition.
         check(libc::c_long::from(unsafe { libc::setsid() }), Step::Session)?;
+    }
+    if let Some(number) = image.terminal {
+        // SAFETY: the last argument is a number here; it says not to steal the terminal of another session.
+        let done = unsafe { libc::ioctl(number, libc::TIOCSCTTY, 0) };
+        check(libc::c_long::from(done), Step::Terminal)?;
     }
     if let Some(root) = &image.root {
         // SAFETY: a valid C string.
@@ -421,8 +433,8 @@ pub(crate) fn ignore_signal(signal: Signal) {
     unsafe { libc::signal(signal.number(), libc::SIG_IGN) };
 }
 
-/// Takes ownership of a descriptor that this process inherited under a known number, and marks it
-/// close-on-exec. To be called once for a number, before anything else could have opened it.
+/// Takes ownership of a descriptor that this process inherited under a known number, or was just sent, and marks
+/// it close-on-exec. To be called once for a number, before anything else could have opened it.
 pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: a plain number; fails when it is not open.
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
@@ -441,6 +453,39 @@ pub(crate) fn duplicate(fd: &OwnedFd, floor: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made it, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// The descriptor that was sent over a socket with the next message; `None` at its end, or if none was sent.
+/// Fails with `WouldBlock` while there is no message. Of several descriptors the kernel keeps the first.
+pub(crate) fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut text = [0; 512];
+    let mut buffers = [io::IoSliceMut::new(&mut text)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags)?;
+    let sent = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
+        _ => None,
+    });
+    sent.map(take_inherited).transpose()
+}
+
+/// Sets the size of a terminal, in characters.
+pub(crate) fn set_window_size(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the pointer is to a `winsize`, as this request wants.
+    if unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// How many bytes a pipe holds.
+pub(crate) fn unread(pipe: &OwnedFd) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the pointer is to an `int`, as this request wants.
+    let done = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if done < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
 }
 
 /// Has all threads allocate from one arena: a shim allocates little, and an arena a thread costs memory.

@@ -20,7 +20,7 @@ use crate::publisher::timestamp;
 use crate::reaper::{Guard, lock};
 use crate::server::Place;
 use crate::spawn::Supervisor;
-use crate::stdio::Streams;
+use crate::stdio::{Names, Owner, Stdio, Streams};
 use crate::types::{Exit, Pid, Signal};
 
 /// How long what can only be asked to stop has for it after a SIGKILL, before it is given up.
@@ -46,12 +46,13 @@ impl<S: Shim> Managed<S> {
         crash::here("create.reserved");
         let guard = supervisor.guard();
         let names = entry.processes().init.names.clone();
-        let (streams, stdio) = Streams::open(&names, supervisor.main())?;
+        let (streams, stdio) = self.open_streams(&names, &request.id)?;
         let mut create = Create::new(self.0.context.clone(), request.clone(), stdio);
         let container = author(|| match request.checkpoint.as_str() {
             "" => self.0.shim.create(&mut create),
             image => self.0.shim.restore(&mut create, Path::new(image)),
         })?;
+        streams.begin();
         let running = match (create.init.clone(), container.pid()) {
             (None, Some(pid)) => Some(adopt(supervisor, &guard, pid)?),
             (spawned, _) => spawned,
@@ -86,6 +87,12 @@ impl<S: Shim> Managed<S> {
             self.follow(entry, None, &running);
         }
         Ok(pid)
+    }
+
+    /// Opens the streams of a process, which is named by its own id.
+    fn open_streams(&self, names: &Names, id: &str) -> Result<(Streams, Stdio)> {
+        let of = Owner { id, namespace: self.0.context.namespace() };
+        Streams::open(names, of, self.0.context.supervisor()?, &self.0.lifetime)
     }
 
     /// Has the end of a process noticed. One that came before is noticed at once.
@@ -171,10 +178,13 @@ impl<S: Shim> Managed<S> {
         let run = || {
             let supervisor = self.0.context.supervisor()?;
             let guard = supervisor.guard();
-            let (streams, stdio) = Streams::open(&names, supervisor.main())?;
+            let (streams, stdio) = self.open_streams(&names, exec)?;
             entry.processes().get(exec)?.connect(streams);
             let request = Exec::new(self.0.context.clone(), id, exec, names.terminal, spec);
             let started = author(|| entry.container()?.exec(&request, stdio))?;
+            if let Some(streams) = &entry.processes().get(exec)?.streams {
+                streams.begin();
+            }
             self.resolve(started, None, &guard)
         };
         match run() {

@@ -29,6 +29,8 @@ pub(super) struct Process {
     pub(super) spec: Option<Any>,
     /// `CloseIO` came before there was a stream to close.
     input_closed: bool,
+    /// The size of its terminal, columns first, if it was told before there is one.
+    size: Option<(u16, u16)>,
     /// It has ended, which nobody was told yet.
     ended: Option<Exit>,
     /// It has ended, which was published.
@@ -51,6 +53,7 @@ impl Process {
             stdio: None,
             spec: None,
             input_closed: false,
+            size: None,
             ended: None,
             exit: None,
             waiters: Arc::default(),
@@ -73,7 +76,20 @@ impl Process {
         if self.input_closed {
             streams.close_input();
         }
+        if let Some((columns, rows)) = self.size
+            && let Err(error) = streams.resize(columns, rows)
+        {
+            log::warn!("{error}");
+        }
         self.streams = Some(Arc::new(streams));
+    }
+
+    /// Sets the size of its terminal, which is remembered until there is one. Without a terminal that is no
+    /// error, after its end it is (contract 5.3).
+    pub(super) fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
+        self.check(Move::Resize)?;
+        self.size = Some((columns, rows));
+        self.streams.as_ref().map_or(Ok(()), |streams| streams.resize(columns, rows))
     }
 
     /// Remembered if it comes before the stream is there (contract 5.3).

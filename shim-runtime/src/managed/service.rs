@@ -173,8 +173,8 @@ impl<S: Shim> Task for Managed<S> {
 
     fn resize_pty(&self, _: &Call<'_>, req: ResizePtyRequest) -> Result<Empty> {
         let entry = self.0.table.find(&req.id)?;
-        // Without a terminal there is nothing to resize, which is no error (contract 5.3).
-        entry.processes().get(&req.exec_id)?;
+        let [columns, rows] = [req.width, req.height].map(|size| u16::try_from(size).unwrap_or(u16::MAX));
+        entry.processes().get(&req.exec_id)?.resize(columns, rows)?;
         Ok(Empty::default())
     }
 

@@ -33,6 +33,7 @@ pub(super) enum Move {
     Resume,
     Update,
     Checkpoint,
+    Resize,
     Observe,
 }
 
@@ -79,6 +80,7 @@ impl Phase {
             Move::Resume => self == Paused,
             Move::Update => matches!(self, Created | Starting | Running | Paused),
             Move::Checkpoint => matches!(self, Running | Paused),
+            Move::Resize => !matches!(self, Stopped | Deleting),
         }
     }
 
@@ -96,6 +98,7 @@ impl Phase {
             Move::Resume => "resume",
             Move::Update => "update",
             Move::Checkpoint => "checkpoint",
+            Move::Resize => "resize the terminal of",
             Move::Observe => "look into",
         };
         let message = format!("cannot {verb} {what}: it is {}", self.name());

@@ -1,31 +1,67 @@
-//! Opening containerd's FIFOs. Its clients open their ends with blocking opens in the background; ours must
-//! not hold up an RPC, so they are opened for both directions, which neither waits nor fails.
+//! Opening what lies at a path, FIFOs above all. containerd's clients open their ends with blocking opens in the
+//! background; ours must not hold up an RPC, so they are opened for both directions, which neither waits nor
+//! fails.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
 
-use crate::error::{Error, Result, WithContext};
+use crate::error::Result;
 
-/// Opens the FIFO that a client named; `None` for a stream that is not connected.
-pub(super) fn open(stream: &str, name: &str) -> Result<Option<OwnedFd>> {
-    let path = name.strip_prefix("fifo://").unwrap_or(name);
-    if path.is_empty() {
-        return Ok(None);
+/// Something with a path, open.
+pub(super) enum Opened {
+    /// For both directions.
+    Fifo(OwnedFd),
+    /// For reading alone, or for appending alone.
+    Other(File),
+}
+
+/// Opens what a client reads from, as FIFO, or what it writes to.
+pub(super) fn open(path: &Path, to_read: bool) -> io::Result<Opened> {
+    if is_fifo(&path.metadata()?) {
+        let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        if is_fifo(&file.metadata()?) {
+            return Ok(Opened::Fifo(file.into()));
+        }
     }
-    let cannot = || format!("cannot use `{name}` for {stream}");
-    if !path.starts_with('/') {
-        return Err(Error::invalid_argument("this shim connects FIFOs only, by absolute path"))
-            .context(cannot);
+    File::options().read(to_read).append(!to_read).open(path).map(Opened::Other)
+}
+
+fn is_fifo(metadata: &std::fs::Metadata) -> bool {
+    metadata.file_type().is_fifo()
+}
+
+/// A pipe: the end to read from, and the one to write to. One of them is ours, and never blocks; the other is
+/// the container's.
+pub(super) fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    match ours {
+        End::Read => never_block(&read)?,
+        End::Write => never_block(&write)?,
+        End::Neither => {}
     }
-    let file =
-        File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path).context(cannot)?;
-    if !file.metadata().context(cannot)?.file_type().is_fifo() {
-        return Err(Error::invalid_argument("it is not a FIFO")).context(cannot);
-    }
-    Ok(Some(file.into()))
+    Ok((read, write))
+}
+
+/// An end of a pipe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Read,
+    Write,
+    Neither,
+}
+
+/// Has reads and writes fail instead of wait.
+pub(super) fn never_block(fd: &OwnedFd) -> Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Opens the same FIFO again, for reading alone: the end of input is then seen once the last client is gone.
@@ -45,11 +81,15 @@ pub(super) fn link_of(fifo: &OwnedFd) -> String {
 
 /// Whether somebody has a FIFO, of which we hold only writers, open for reading.
 pub(super) fn has_reader(writer: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(writer.as_fd(), PollFlags::empty())];
-    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(count) if count > 0)
+    !ready_for(writer, PollFlags::empty())
 }
 
-/// What a descriptor is ready for at this moment.
+/// Whether nobody can write any more into a pipe that we read.
+pub(super) fn has_ended(reader: &OwnedFd) -> bool {
+    ready_for(reader, PollFlags::empty())
+}
+
+/// What a descriptor is ready for at this moment; errors and hang-ups count as well.
 pub(super) fn ready_for(fd: &OwnedFd, wanted: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), wanted)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)

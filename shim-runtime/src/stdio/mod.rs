@@ -1,23 +1,38 @@
-//! A process's stdio (contract 5): containerd's FIFOs on one side, pipes to the process on the other, and
-//! between them copiers on the main loop. Pipes stay pipes, so a container outlives whoever reads it.
+//! A process's stdio (contract 5): what a client named on one side, pipes or a terminal to the process on the
+//! other, and between them copiers on the main loop. Pipes stay pipes, so a container outlives whoever reads it.
 
 mod copier;
 mod fifo;
+mod file;
+mod input;
+mod logger_binary;
+mod output;
+mod terminal;
+mod uri;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::OFlag;
-use nix::unistd::{Gid, Uid, fchown, pipe2};
+use nix::unistd::{Gid, Uid, fchown};
 
-use self::copier::{Input, InputCopier, Output, OutputCopier};
+use self::copier::{Control, Drain};
+use self::fifo::{End, Opened};
+use self::input::InputCopier;
+use self::logger_binary::Logger;
+use self::output::Sink;
+use self::terminal::Terminal;
+use self::uri::{Place, Program};
 use crate::error::{Error, Result, WithContext};
-use crate::event_loop::Handle;
-use crate::spawn::Command;
+use crate::server::Lifetime;
+use crate::spawn::{Command, Supervisor};
 
 /// The container's ends of its stdio. A stream that containerd does not connect is `None`. Dropping an end is
 /// the end of that stream to the client.
-#[derive(Debug, Default)]
+///
+/// With a terminal all three are the same one. An OCI runtime makes its own; give it the path that
+/// [`console_socket`](Self::console_socket) returns.
+#[derive(Default)]
 pub struct Stdio {
     /// To read input from.
     pub stdin: Option<OwnedFd>,
@@ -25,25 +40,76 @@ pub struct Stdio {
     pub stdout: Option<OwnedFd>,
     /// To write errors to.
     pub stderr: Option<OwnedFd>,
+    terminal: Option<Arc<Terminal>>,
 }
 
 impl Stdio {
+    /// Whether it is a terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// The path of a socket to which an OCI runtime sends the terminal that it makes (`--console-socket`). The
+    /// streams are then `None`, for the runtime needs none of them.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it is no terminal, or when this was called before.
+    pub fn console_socket(&mut self) -> Result<PathBuf> {
+        let none = || Error::failed_precondition("there is no terminal to send to a console socket");
+        let path = self.terminal.as_ref().ok_or_else(none)?.console_socket()?;
+        (self.stdin, self.stdout, self.stderr) = (None, None, None);
+        Ok(path)
+    }
+
+    /// Makes the pipes, or the terminal, a user's, so that a process of that user can open `/dev/stdout`. An id
+    /// that is `None` stays. Of a terminal, whose group has a meaning, the user alone is changed.
+    ///
+    /// # Errors
+    /// When the owner cannot be changed.
+    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        let gid = gid.filter(|_| !self.is_terminal());
+        if uid.is_none() && gid.is_none() {
+            return Ok(());
+        }
+        for fd in [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten() {
+            fchown(fd.as_fd(), uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+                .context(|| "cannot hand a stream to the container's user")?;
+        }
+        Ok(())
+    }
+
     /// Gives the streams to a command; those that are not connected become `/dev/null`. If the command runs
-    /// under another user, the pipes become that user's, so that it can open `/dev/stdout`.
+    /// under another user, the streams become that user's. A terminal becomes the command's controlling one.
     ///
     /// # Errors
     /// When the owner cannot be changed.
     pub fn apply(self, command: &mut Command) -> Result<()> {
         let (uid, gid) = command.ids();
-        for (number, fd) in [(0, self.stdin), (1, self.stdout), (2, self.stderr)] {
-            let Some(fd) = fd else { continue };
-            if uid.is_some() || gid.is_some() {
-                fchown(fd.as_fd(), uid.map(Uid::from_raw), gid.map(Gid::from_raw))
-                    .context(|| "cannot hand a pipe to the container's user")?;
+        self.set_owner(uid, gid)?;
+        if let Some(terminal) = &self.terminal {
+            if self.stdin.is_some() {
+                command.controlling_terminal(0);
             }
-            command.descriptor(number, fd);
+            terminal.begin();
+        }
+        for (number, fd) in [(0, self.stdin), (1, self.stdout), (2, self.stderr)] {
+            if let Some(fd) = fd {
+                command.descriptor(number, fd);
+            }
         }
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Stdio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { stdin, stdout, stderr, terminal: _ } = self;
+        f.debug_struct("Stdio")
+            .field("stdin", stdin)
+            .field("stdout", stdout)
+            .field("stderr", stderr)
+            .field("terminal", &self.is_terminal())
+            .finish()
     }
 }
 
@@ -56,38 +122,44 @@ pub(crate) struct Names {
     pub(crate) terminal: bool,
 }
 
+/// Whose streams they are, as a logging program is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    /// The container's id, or the exec's.
+    pub(crate) id: &'a str,
+    pub(crate) namespace: &'a str,
+}
+
 /// The runtime's half of a process's stdio.
 pub(crate) struct Streams {
-    input: Option<Arc<Input>>,
-    outputs: Vec<Arc<Output>>,
+    input: Option<Arc<Control>>,
+    outputs: Vec<Arc<Control>>,
+    drain: Arc<Drain>,
+    terminal: Option<Arc<Terminal>>,
+    logger: Option<Logger>,
 }
 
 impl Streams {
-    /// Opens what the names name, without waiting for anybody, and starts to copy.
-    pub(crate) fn open(names: &Names, main: &Handle) -> Result<(Self, Stdio)> {
-        if names.terminal {
-            return Err(Error::failed_precondition("terminals are not supported by this shim"));
-        }
-        let (mut streams, mut stdio) = (Self { input: None, outputs: Vec::new() }, Stdio::default());
-        if let Some(fifo) = fifo::open("stdin", &names.stdin)? {
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-            streams.input = Some(InputCopier::start(fifo, write, main));
-            stdio.stdin = Some(read);
-        }
-        stdio.stdout = streams.output("stdout", &names.stdout, main)?;
-        stdio.stderr = if !names.stderr.is_empty() && names.stderr == names.stdout {
-            stdio.stdout.as_ref().map(OwnedFd::try_clone).transpose()?
-        } else {
-            streams.output("stderr", &names.stderr, main)?
-        };
+    /// Opens what the names name, without waiting for any client, and starts to copy; only to a terminal's
+    /// copying does [`begin`](Self::begin) belong. The shim lives while a logging program does.
+    pub(crate) fn open(
+        names: &Names,
+        of: Owner<'_>,
+        supervisor: &Supervisor,
+        lifetime: &Lifetime,
+    ) -> Result<(Self, Stdio)> {
+        let mut streams =
+            Self { input: None, outputs: Vec::new(), drain: Arc::default(), terminal: None, logger: None };
+        let opening = Opening { streams: &mut streams, names, of, supervisor, lifetime };
+        let stdio = if names.terminal { opening.terminal()? } else { opening.pipes()? };
         Ok((streams, stdio))
     }
 
-    fn output(&mut self, stream: &str, name: &str, main: &Handle) -> Result<Option<OwnedFd>> {
-        let Some(fifo) = fifo::open(stream, name)? else { return Ok(None) };
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        self.outputs.push(OutputCopier::start(read, fifo, main));
-        Ok(Some(write))
+    /// Author code has had its say: what it left of a terminal is ours to serve.
+    pub(crate) fn begin(&self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.begin();
+        }
     }
 
     /// The client sends no more input: what it has sent still arrives, then the end.
@@ -95,6 +167,11 @@ impl Streams {
         if let Some(input) = &self.input {
             input.finish();
         }
+    }
+
+    /// Sets the size of the terminal, if there is one.
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        self.terminal.as_ref().map_or(Ok(()), |terminal| terminal.resize(columns, rows))
     }
 
     /// The process is gone: nobody takes input any more.
@@ -107,8 +184,19 @@ impl Streams {
     /// Waits until all output that can still be delivered is, and ends the copying.
     pub(crate) fn drain(&self) {
         self.process_ended();
-        self.outputs.iter().for_each(|output| output.begin_to_drain());
-        self.outputs.iter().for_each(|output| output.wait_until_drained());
+        self.outputs.iter().for_each(Control::finish);
+        self.drain.wait();
+        self.end();
+        if let Some(logger) = &self.logger {
+            logger.finish();
+        }
+    }
+
+    fn end(&self) {
+        self.outputs.iter().for_each(Control::abort);
+        if let Some(terminal) = &self.terminal {
+            terminal.close();
+        }
     }
 }
 
@@ -116,6 +204,130 @@ impl Drop for Streams {
     /// Nothing is copied for a process that nobody knows any more.
     fn drop(&mut self) {
         self.process_ended();
-        self.outputs.iter().for_each(|output| output.abort());
+        self.end();
+        self.logger.iter().flat_map(|logger| &logger.discards).for_each(Control::abort);
+    }
+}
+
+/// The streams of one process while they are opened.
+struct Opening<'a> {
+    streams: &'a mut Streams,
+    names: &'a Names,
+    of: Owner<'a>,
+    supervisor: &'a Supervisor,
+    lifetime: &'a Lifetime,
+}
+
+impl Opening<'_> {
+    fn pipes(mut self) -> Result<Stdio> {
+        let stdin = self.input_pipe()?;
+        let place = uri::parse("stdout", &self.names.stdout)?;
+        // What the client says of stdout decides for both where it is no path (contract 5.2).
+        let is_shared = matches!(place, Place::File(_)) || self.names.stdout == self.names.stderr;
+        if let Place::Program(program) = place {
+            let ends = self.logger(program, End::Neither)?;
+            return Ok(Stdio { stdin, stdout: Some(ends.stdout), stderr: Some(ends.stderr), terminal: None });
+        }
+        let stdout = self.output_pipe("stdout", &self.names.stdout, place)?;
+        let stderr = if is_shared {
+            // One pipe, so that lines stay in their order; it ends when both ends are closed.
+            stdout.as_ref().map(OwnedFd::try_clone).transpose()?
+        } else {
+            let place = uri::parse("stderr", &self.names.stderr)?;
+            self.output_pipe("stderr", &self.names.stderr, place)?
+        };
+        Ok(Stdio { stdin, stdout, stderr, terminal: None })
+    }
+
+    fn input_pipe(&mut self) -> Result<Option<OwnedFd>> {
+        match self.input()? {
+            Some(Opened::Fifo(fifo)) => {
+                let (read, write) = fifo::pipe(End::Write)?;
+                let control = Control::new(self.supervisor.main());
+                InputCopier::start(&control, fifo, Arc::new(write), false);
+                self.streams.input = Some(control);
+                Ok(Some(read))
+            }
+            // It has an end of its own, and nobody to wait for.
+            Some(Opened::Other(file)) => Ok(Some(file.into())),
+            None => Ok(None),
+        }
+    }
+
+    fn output_pipe(&mut self, stream: &str, name: &str, place: Place) -> Result<Option<OwnedFd>> {
+        let to = match sink(place).context(|| format!("cannot use `{name}` for {stream}"))? {
+            Sink::Nowhere => return Ok(None),
+            to => to,
+        };
+        let (read, write) = fifo::pipe(End::Read)?;
+        let control = self.output_control();
+        output::start(&control, Arc::new(read), to, Some(self.streams.drain.share()));
+        Ok(Some(write))
+    }
+
+    /// A terminal has one output, and input from a FIFO.
+    fn terminal(mut self) -> Result<Stdio> {
+        let input = match self.input()? {
+            Some(Opened::Fifo(fifo)) => Some((Control::new(self.supervisor.main()), fifo)),
+            Some(Opened::Other(_)) => {
+                let message = format!("cannot use `{}` for stdin: a terminal needs a FIFO", self.names.stdin);
+                return Err(Error::invalid_argument(message));
+            }
+            None => None,
+        };
+        let to = match uri::parse("stdout", &self.names.stdout)? {
+            Place::Program(program) => {
+                let ends = self.logger(program, End::Write)?;
+                Sink::Pipe(ends.stdout, Some(ends.stderr))
+            }
+            place => sink(place).context(|| format!("cannot use `{}` for stdout", self.names.stdout))?,
+        };
+        self.streams.input = input.as_ref().map(|(control, _)| control.clone());
+        let output = (self.output_control(), to, self.streams.drain.share());
+        let ends = terminal::Ends { input, output };
+        let (terminal, slave) = Terminal::open(ends, self.supervisor.main())?;
+        self.streams.terminal = Some(terminal.clone());
+        let (stdin, stdout) = (Some(slave.try_clone()?), Some(slave.try_clone()?));
+        Ok(Stdio { stdin, stdout, stderr: Some(slave), terminal: Some(terminal) })
+    }
+
+    fn input(&self) -> Result<Option<Opened>> {
+        let name = &self.names.stdin;
+        let cannot = || format!("cannot use `{name}` for stdin");
+        match uri::parse("stdin", name)? {
+            Place::Nowhere => Ok(None),
+            Place::Path(path) | Place::File(path) => fifo::open(&path, true).context(cannot).map(Some),
+            Place::Program(_) => {
+                Err(Error::invalid_argument("a logging program gives no input")).context(cannot)
+            }
+        }
+    }
+
+    fn output_control(&mut self) -> Arc<Control> {
+        let control = Control::new(self.supervisor.main());
+        self.streams.outputs.push(control.clone());
+        control
+    }
+
+    fn logger(&mut self, program: Program, ours: End) -> Result<logger_binary::Ends> {
+        let (logger, ends) = Logger::start(program, self.of, self.supervisor, ours, self.lifetime)?;
+        self.streams.logger = Some(logger);
+        Ok(ends)
+    }
+}
+
+/// Opens where output goes.
+fn sink(place: Place) -> Result<Sink> {
+    let cannot = |path: &Path| format!("cannot open `{}`", path.display());
+    match place {
+        Place::Nowhere => Ok(Sink::Nowhere),
+        Place::Path(path) => Ok(match fifo::open(&path, false).context(|| cannot(&path))? {
+            Opened::Fifo(fifo) => Sink::Fifo(fifo),
+            Opened::Other(file) => Sink::File(file),
+        }),
+        Place::File(path) => file::open(&path).context(|| cannot(&path)).map(Sink::File),
+        Place::Program(_) => {
+            Err(Error::invalid_argument("a logging program is named for stdout, and takes both streams"))
+        }
     }
 }

@@ -1,0 +1,76 @@
+//! From the client's FIFO into the container's stdin, a pipe or a terminal.
+//!
+//! The FIFO is held open for both directions, so a client that detaches is not an end of input. Once `CloseIO`
+//! has come it is held for reading alone, and the end follows the last client's.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
+use nix::unistd::write;
+
+use super::copier::{Control, Halt, Watch, again, pump};
+use super::fifo;
+use crate::error::Result;
+use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
+
+/// See the module.
+pub(super) struct InputCopier {
+    from: Arc<OwnedFd>,
+    to: Arc<OwnedFd>,
+    to_terminal: bool,
+    control: Arc<Control>,
+    reads_only: bool,
+    watch: Watch,
+}
+
+impl InputCopier {
+    pub(super) fn start(control: &Arc<Control>, from: OwnedFd, to: Arc<OwnedFd>, to_terminal: bool) {
+        let (from, watch) = (Arc::new(from), Watch::default());
+        control.begin(Self { from, to, to_terminal, control: control.clone(), reads_only: false, watch });
+    }
+
+    fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
+        if self.control.is_finishing() && !self.reads_only {
+            self.watch.stop(events);
+            self.from = Arc::new(fifo::reopen_to_read(&self.from)?);
+            self.reads_only = true;
+        }
+        match pump(&self.from, &self.to).1 {
+            Halt::Starved => self.watch.start(&self.from, Ready::EPOLLIN, token, events)?,
+            Halt::Full => self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?,
+            Halt::Paused => again(token, events),
+            Halt::Ended if self.to_terminal && !type_end(&self.to) => {
+                self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?;
+            }
+            Halt::Ended | Halt::Lost => return Ok(Next::Close),
+        }
+        Ok(Next::Keep)
+    }
+}
+
+impl Source for InputCopier {
+    fn ready(&mut self, token: Token, _: Ready, events: &mut EventLoop) -> Next {
+        if self.control.is_aborted() {
+            return Next::Close;
+        }
+        self.turn(token, events).unwrap_or_else(|error| {
+            log::error!("cannot copy a container's input: {error}");
+            Next::Close
+        })
+    }
+
+    fn close(&mut self, events: &mut EventLoop) {
+        self.watch.stop(events);
+    }
+}
+
+/// A terminal has no end of input but the one that is typed: once to pass on a line that was begun, once more
+/// for the end itself. Returns false when there is no room for it yet.
+fn type_end(terminal: &OwnedFd) -> bool {
+    let Ok(settings) = tcgetattr(terminal) else { return true };
+    let end = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
+    // Zero is how a terminal says that it has none.
+    end == 0 || write(terminal, &[end, end]) != Err(Errno::EAGAIN)
+}

@@ -1,0 +1,152 @@
+//! Logging programs (contract 5.2, 11.5): started for a process whose output they take, told by descriptors 3
+//! to 5, and ended after it. They read the container's pipes themselves, so nothing is copied.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Owner;
+use super::copier::Control;
+use super::fifo::{self, End};
+use super::output::{self, Sink};
+use super::uri::Program;
+use crate::error::{Error, Result, WithContext};
+use crate::reaper::Group;
+use crate::server::{Hold, Lifetime};
+use crate::spawn::{Child, Command, Supervisor};
+use crate::sys;
+use crate::types::Signal;
+
+/// How long a program may take to get ready.
+const READY: Duration = Duration::from_secs(30);
+/// How long it may take nothing, once its process has ended, before it is told to end.
+const STALL: Duration = Duration::from_secs(1);
+/// How often it is looked at meanwhile; the kernel does not tell when a pipe was emptied.
+const GLANCE: Duration = Duration::from_millis(10);
+/// How long it then has, before it is killed.
+const GRACE: Duration = Duration::from_secs(12);
+
+/// A logging program that runs.
+pub(super) struct Logger {
+    child: Child,
+    supervisor: Supervisor,
+    /// What it has not read yet can be seen here.
+    pipes: Arc<[OwnedFd; 2]>,
+    /// Ends the discarding that follows the program's end.
+    pub(super) discards: [Arc<Control>; 2],
+}
+
+/// The ends that a process's output is written to.
+pub(super) struct Ends {
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+impl Logger {
+    /// Starts a program and waits until it is ready. The shim lives as long as the program does.
+    pub(super) fn start(
+        program: Program,
+        of: Owner<'_>,
+        supervisor: &Supervisor,
+        ours: End,
+        lifetime: &Lifetime,
+    ) -> Result<(Self, Ends)> {
+        let (out_read, stdout) = fifo::pipe(ours)?;
+        let (err_read, stderr) = fifo::pipe(End::Neither)?;
+        let (ready, tell) = fifo::pipe(End::Neither)?;
+        let pipes = Arc::new([out_read.try_clone()?, err_read.try_clone()?]);
+        let name = program.path.display().to_string();
+        let mut command = Command::new(&program.path);
+        command.args(program.args).env_clear();
+        command.env("CONTAINER_ID", of.id).env("CONTAINER_NAMESPACE", of.namespace);
+        command.descriptor(3, out_read).descriptor(4, err_read).descriptor(5, tell);
+        let child = supervisor.spawn(&mut command, Group::Keep)?;
+        let discards = [Control::new(supervisor.main()), Control::new(supervisor.main())];
+        let logger = Self { child, supervisor: supervisor.clone(), pipes, discards };
+        logger.discard_after_its_end(lifetime.hold());
+        logger
+            .wait_until_ready(ready, program.says_when_ready)
+            .context(|| format!("the logging program `{name}` is of no use"))?;
+        Ok((logger, Ends { stdout, stderr }))
+    }
+
+    fn wait_until_ready(&self, ready: OwnedFd, must_say_so: bool) -> Result<()> {
+        let limit = PollTimeout::try_from(READY).unwrap_or(PollTimeout::MAX);
+        let mut byte = [0];
+        if poll(&mut [PollFd::new(ready.as_fd(), PollFlags::POLLIN)], limit)? == 0 {
+            return Err(Error::deadline_exceeded(format!("it was not ready after {READY:?}")));
+        }
+        if File::from(ready).read(&mut byte)? > 0 || !must_say_so {
+            return Ok(());
+        }
+        Err(Error::other(match self.child.exit.wait_for(STALL) {
+            Some(exit) => format!("it ended with status {} before it was ready", exit.status),
+            None => "it closed descriptor 5 without a byte, which says that it failed".to_owned(),
+        }))
+    }
+
+    /// A process outlives its logging program: from then on its output is thrown away.
+    fn discard_after_its_end(&self, hold: Hold) {
+        let (pipes, discards) = (Arc::downgrade(&self.pipes), self.discards.clone());
+        self.child.exit.on_exit(move |_| {
+            drop(hold);
+            for (pipe, control) in pipes.upgrade().iter().flat_map(|pipes| pipes.iter()).zip(&discards) {
+                // Its own copy: it ends when the process's output does, however long the logger is known.
+                if let Ok(pipe) = pipe.try_clone()
+                    && fifo::never_block(&pipe).is_ok()
+                {
+                    output::start(control, Arc::new(pipe), Sink::Nowhere, None);
+                }
+            }
+        });
+    }
+
+    /// The process has ended: gives the program the time to take what is left, then tells it to end. Does not
+    /// wait longer than it takes something.
+    pub(super) fn finish(&self) {
+        let (mut left, mut since) = (self.unread(), Instant::now());
+        while self.child.exit.wait_for(GLANCE).is_none() && since.elapsed() < STALL {
+            let now = self.unread();
+            if now < left {
+                since = Instant::now();
+            }
+            left = now;
+            // At the end of both pipes it ends by itself. Whoever else holds one keeps it from seeing that.
+            if left == 0 && !self.pipes.iter().all(fifo::has_ended) {
+                break;
+            }
+        }
+        self.terminate();
+        self.child.exit.wait_for(STALL);
+    }
+
+    fn unread(&self) -> usize {
+        self.pipes.iter().map(sys::unread).sum()
+    }
+
+    /// Tells it to end, and kills it later if need be.
+    fn terminate(&self) {
+        if self.child.exit.get().is_some() {
+            return;
+        }
+        let (child, reaper) = (self.child.clone(), self.supervisor.reaper.clone());
+        let _ = reaper.signal(child.pid, Signal::TERM, false);
+        self.supervisor.main().post(move |events| {
+            events.after(GRACE, move |_| {
+                if child.exit.get().is_none() {
+                    let _ = reaper.signal(child.pid, Signal::KILL, false);
+                }
+            });
+        });
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        self.terminate();
+    }
+}

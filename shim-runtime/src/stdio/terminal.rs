@@ -1,0 +1,216 @@
+//! Terminals: one of our own for a container that lives on the host or in the shim, or one that an OCI runtime
+//! makes and sends over a console socket (contract 5.3).
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+
+use nix::fcntl::{OFlag, open};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
+use nix::unistd::{isatty, mkdtemp};
+
+use super::copier::{Control, Share};
+use super::fifo;
+use super::input::InputCopier;
+use super::output::{self, Sink};
+use crate::error::{Error, Result, WithContext};
+use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Token};
+use crate::reaper::lock;
+use crate::sys;
+
+/// What is copied to a terminal, and from it.
+pub(super) struct Ends {
+    pub(super) input: Option<(Arc<Control>, OwnedFd)>,
+    pub(super) output: (Arc<Control>, Sink, Share),
+}
+
+/// The terminal of one process, from before it exists.
+pub(super) struct Terminal {
+    /// Awaits the terminal of a runtime.
+    console: Arc<Control>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Our side of the terminal; none while a runtime is to send it.
+    master: Option<Arc<OwnedFd>>,
+    /// `None` once copying has begun.
+    ends: Option<Ends>,
+    /// Columns and rows, as far as they were told.
+    size: Option<(u16, u16)>,
+    /// The folder of the console socket.
+    folder: Option<PathBuf>,
+}
+
+impl Terminal {
+    /// A new terminal, and the process's side of it.
+    pub(super) fn open(ends: Ends, main: &Handle) -> Result<(Arc<Self>, OwnedFd)> {
+        let (master, slave) = open_pair().context(|| "cannot open a terminal")?;
+        let state = State { master: Some(Arc::new(master)), ends: Some(ends), size: None, folder: None };
+        Ok((Arc::new(Self { console: Control::new(main), state: Mutex::new(state) }), slave))
+    }
+
+    /// Begins to copy, unless a runtime is still to send the terminal. Once is enough.
+    pub(super) fn begin(&self) {
+        let (master, ends) = {
+            let mut state = lock(&self.state);
+            let Some(master) = state.master.clone() else { return };
+            let Some(ends) = state.ends.take() else { return };
+            (master, ends)
+        };
+        let (control, to, share) = ends.output;
+        output::start(&control, master.clone(), to, Some(share));
+        if let Some((control, from)) = ends.input {
+            InputCopier::start(&control, from, master, true);
+        }
+    }
+
+    /// Gives up the own terminal for one that will be sent to the returned socket.
+    pub(super) fn console_socket(self: &Arc<Self>) -> Result<PathBuf> {
+        let mut state = lock(&self.state);
+        if state.ends.is_none() || state.folder.is_some() {
+            return Err(Error::failed_precondition("the terminal is in use already"));
+        }
+        let folder = make_folder().context(|| "cannot make a folder for the console socket")?;
+        let path = folder.join("console.sock");
+        state.folder = Some(folder);
+        let listener = UnixListener::bind(&path).context(|| format!("cannot bind `{}`", path.display()))?;
+        listener.set_nonblocking(true)?;
+        state.master = None;
+        self.console.begin(Console { listener, stream: None, terminal: Arc::downgrade(self) });
+        // Begun and watched in the order of posting; whoever connects earlier waits in the socket's queue.
+        Ok(path)
+    }
+
+    /// A runtime has sent the terminal.
+    fn receive(&self, master: OwnedFd) -> Result<()> {
+        if !isatty(&master)? {
+            return Err(Error::invalid_argument("what was sent to the console socket is no terminal"));
+        }
+        fifo::never_block(&master)?;
+        let (size, folder) = {
+            let mut state = lock(&self.state);
+            if state.ends.is_some() {
+                state.master = Some(Arc::new(master));
+            }
+            (state.size, state.folder.take())
+        };
+        folder.as_deref().map(remove_folder);
+        if let Some((columns, rows)) = size {
+            self.resize(columns, rows)?;
+        }
+        self.begin();
+        Ok(())
+    }
+
+    /// Sets the size, at once or when there is a terminal.
+    pub(super) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        let master = {
+            let mut state = lock(&self.state);
+            state.size = Some((columns, rows));
+            state.master.clone()
+        };
+        let set = master.map_or(Ok(()), |master| sys::set_window_size(&master, columns, rows));
+        set.context(|| "cannot resize a terminal")
+    }
+
+    /// Nobody needs it any more: processes that still have it are hung up on.
+    pub(super) fn close(&self) {
+        let (_master, _ends, folder) = {
+            let mut state = lock(&self.state);
+            (state.master.take(), state.ends.take(), state.folder.take())
+        };
+        folder.as_deref().map(remove_folder);
+        self.console.abort();
+    }
+}
+
+/// Both sides of a new terminal. The first never blocks.
+fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let slave = open(ptsname_r(&master)?.as_str(), flags, Mode::empty())?;
+    Ok((master.into(), slave))
+}
+
+/// In the user's own run-time folder, where there is one, it has the modes that keep it from being tidied away.
+fn make_folder() -> Result<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let above = runtime.as_ref().map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = mkdtemp(&above.join("pty-XXXXXX"))?;
+    if runtime.is_some() {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1755))?;
+    }
+    Ok(folder)
+}
+
+fn remove_folder(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder) {
+        log::warn!("cannot remove `{}`: {error}", folder.display());
+    }
+}
+
+/// The console socket on the loop: takes one connection, and from it one descriptor.
+struct Console {
+    listener: UnixListener,
+    stream: Option<UnixStream>,
+    terminal: Weak<Terminal>,
+}
+
+impl Console {
+    fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
+        let Some(terminal) = self.terminal.upgrade().filter(|terminal| !terminal.console.is_aborted()) else {
+            return Ok(Next::Close);
+        };
+        if self.stream.is_none() {
+            let Some((stream, _)) = if_ready(self.listener.accept())? else { return Ok(Next::Keep) };
+            stream.set_nonblocking(true)?;
+            events.unwatch(&self.listener);
+            events.watch(&stream, token, Ready::EPOLLIN)?;
+            self.stream = Some(stream);
+        }
+        if let Some(stream) = &self.stream
+            && let Some(received) = if_ready(sys::receive_descriptor(stream))?
+        {
+            let nothing = || Error::invalid_argument("no terminal was sent to the console socket");
+            terminal.receive(received.ok_or_else(nothing)?)?;
+            return Ok(Next::Close);
+        }
+        Ok(Next::Keep)
+    }
+}
+
+/// What there is, if there is something.
+fn if_ready<T>(result: std::io::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Source for Console {
+    fn ready(&mut self, token: Token, ready: Ready, events: &mut EventLoop) -> Next {
+        // The first turn, or the one that says that nobody waits any more.
+        if ready.is_empty() && self.stream.is_none() {
+            let _ = events.watch(&self.listener, token, Ready::EPOLLIN);
+        }
+        self.turn(token, events).unwrap_or_else(|error| {
+            log::error!("cannot receive a container's terminal: {error}");
+            Next::Close
+        })
+    }
+
+    fn close(&mut self, events: &mut EventLoop) {
+        match &self.stream {
+            Some(stream) => events.unwatch(stream),
+            None => events.unwatch(&self.listener),
+        }
+    }
+}
