@@ -1,0 +1,117 @@
+//! Logging programs (contract 5.2, 11.5).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use shim_runtime::testing::{Dialect, FakeContainerd, Result, Stdio, related_to};
+
+use super::{FIXTURE, Host, LIMIT, numbers, until, until_text, when};
+
+/// Writes a logging program in shell; `$LOGS` is the folder for what it gets.
+fn program(host: &Host, script: &str) -> String {
+    let path: PathBuf = host.ctrd.root().join("logger");
+    let logs = host.ctrd.root().display();
+    fs::write(&path, format!("#!/bin/sh\nLOGS={logs}\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+const BOTH: &str = "printf x >&5; exec 5>&-; cat <&3 >>$LOGS/out & exec 3<&-; cat <&4 >>$LOGS/err; wait";
+
+#[test]
+fn a_program_gets_both_streams_its_arguments_and_two_variables() -> Result<()> {
+    let host = Host::new()?;
+    let told = host.ctrd.root().join("told");
+    let script = format!("echo \"$@\" >$LOGS/told; tr '\\0' '\\n' </proc/self/environ >>$LOGS/told; {BOTH}");
+    for scheme in ["binary", "binary-v2"] {
+        let uri = format!("{scheme}://{}?--tag=a%20b&-v", program(&host, &script));
+        let exec = host.run("e1", "seq 100000; echo oh >&2", &Stdio::log(&uri, false))?;
+        exec.delete()?;
+        // All is there once the exec is deleted.
+        let expected = numbers(100_000, "\n");
+        let logs = host.ctrd.root();
+        assert!(fs::read_to_string(logs.join("out")).unwrap() == expected);
+        assert_eq!(fs::read_to_string(logs.join("err")).unwrap(), "oh\n");
+        let text = fs::read_to_string(&told).unwrap();
+        let mut lines: Vec<_> = text.lines().collect();
+        lines.sort_unstable();
+        let namespace = format!("CONTAINER_NAMESPACE={}", host.ctrd.namespace());
+        assert_eq!(lines, ["--tag a b -v ", "CONTAINER_ID=e1", &namespace]);
+        fs::remove_file(logs.join("out")).unwrap();
+        fs::remove_file(logs.join("err")).unwrap();
+    }
+    host.end()
+}
+
+#[test]
+fn a_program_serves_a_terminal_and_its_second_stream_stays_open_till_the_end() -> Result<()> {
+    let host = Host::new()?;
+    let uri = format!("binary://{}", program(&host, BOTH));
+    let exec = host.run("e1", "echo hi; echo oh >&2", &Stdio::log(&uri, true))?;
+    exec.delete()?;
+    assert_eq!(fs::read_to_string(host.ctrd.root().join("out")).unwrap(), "hi\r\noh\r\n");
+    assert_eq!(fs::read_to_string(host.ctrd.root().join("err")).unwrap(), "");
+    host.end()
+}
+
+#[test]
+fn a_program_that_ends_unready_fails_create_in_version_two_alone() -> Result<()> {
+    let host = Host::new()?;
+    let path = program(&host, "exit 3");
+    host.run("e1", "true", &Stdio::log(&format!("binary://{path}"), false))?.delete()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = ctrd.bundle("c1").log_uri(&format!("binary-v2://{path}")).build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let failed = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(failed.contains(&format!("the logging program `{path}`")), "{failed}");
+    assert!(failed.contains("it ended with status 3 before it was ready"), "{failed}");
+    shim.end()?;
+    ctrd.assert_events(&[])?;
+    ctrd.check()?;
+    host.end()
+}
+
+#[test]
+fn a_program_that_cannot_be_run_fails_create_and_is_named() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = ctrd.bundle("c1").log_uri("binary:///no/such/program").build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let failed = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(failed.contains("cannot execute `/no/such/program`"), "{failed}");
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_process_outlives_its_logging_program() -> Result<()> {
+    let host = Host::new()?;
+    let go = host.ctrd.root().join("go");
+    let uri = format!("binary://{}", program(&host, "printf x >&5; head -n 1 <&3 >$LOGS/out"));
+    let exec =
+        host.add("e1", &format!("echo one; {}; seq 100000; exit 7", when(&go)), &Stdio::log(&uri, false))?;
+    exec.start()?;
+    let waiting = exec.wait();
+    until_text(&host.ctrd.root().join("out"), "one\n");
+    let path = host.ctrd.root().join("logger");
+    until("the logging program to end", || related_to(&path.to_string_lossy()).is_empty());
+    fs::write(&go, "").unwrap();
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 7);
+    exec.delete()?;
+    host.end()
+}
+
+#[test]
+fn a_program_that_does_not_end_is_killed_and_holds_up_delete_for_a_moment_only() -> Result<()> {
+    let host = Host::new()?;
+    let uri =
+        format!("binary://{}", program(&host, "trap '' TERM; printf x >&5; while :; do sleep 0.1; done"));
+    let exec = host.run("e1", "echo hi", &Stdio::log(&uri, false))?;
+    let start = Instant::now();
+    exec.within(Duration::from_secs(8)).delete()?;
+    let path = host.ctrd.root().join("logger").to_string_lossy().into_owned();
+    until("the logging program to be killed", || related_to(&path).is_empty());
+    assert!(start.elapsed() >= Duration::from_secs(12), "killed too early: {:?}", start.elapsed());
+    host.end()
+}

@@ -1,0 +1,178 @@
+//! Readers that come late, stop, vanish and come again (contract 5.3).
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use shim_runtime::Signal;
+use shim_runtime::testing::{Mode, Result};
+
+use super::{Host, LIMIT, until, when};
+
+#[test]
+fn a_late_reader_of_a_short_exec_gets_everything() -> Result<()> {
+    let host = Host::new()?;
+    for terminal in [false, true] {
+        let stdio = host.ctrd.stdio("e1", Mode::Late, terminal)?;
+        let exec = host.run("e1", "echo hi", &stdio)?;
+        stdio.attach()?;
+        let line = if terminal { "hi\r\n" } else { "hi\n" };
+        assert_eq!(stdio.finish(LIMIT)?.stdout, line.as_bytes());
+        exec.delete()?;
+    }
+    host.end()
+}
+
+#[test]
+fn a_reader_that_stops_blocks_the_container_and_no_call() -> Result<()> {
+    let host = Host::new()?;
+    let done = host.ctrd.root().join("done");
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
+    let script = format!("head -c 5000000 /dev/zero; touch {}", done.display());
+    let exec = host.add("e1", &script, &stdio)?;
+    stdio.stop_reading();
+    exec.start()?;
+    let waiting = exec.wait();
+    for _ in 0..100 {
+        let task = host.shim.task().within(Duration::from_secs(2));
+        task.state()?;
+        task.pids()?;
+        task.exec("e1").state()?;
+    }
+    assert!(!done.exists(), "all was written although nobody read it");
+    stdio.read_on();
+    waiting.answer(LIMIT)?;
+    assert!(done.exists());
+    exec.delete()?;
+    assert_eq!(stdio.finish(LIMIT)?.stdout.len(), 5_000_000);
+    host.end()
+}
+
+#[test]
+fn a_new_reader_gets_what_was_written_meanwhile() -> Result<()> {
+    let host = Host::new()?;
+    let (go, gone) = (host.ctrd.root().join("go"), host.ctrd.root().join("gone"));
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
+    let script =
+        format!("echo one; {}; echo two; touch {}; read line; echo $line", when(&go), gone.display());
+    let exec = host.add("e1", &script, &stdio)?;
+    exec.start()?;
+    let waiting = exec.wait();
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"one\n"));
+    stdio.detach();
+    fs::write(&go, "").unwrap();
+    until("the exec to write without a reader", || gone.exists());
+    stdio.attach()?;
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"one\ntwo\n"));
+    stdio.write("three\n");
+    waiting.answer(LIMIT)?;
+    exec.delete()?;
+    assert_eq!(stdio.finish(LIMIT)?.stdout, b"one\ntwo\nthree\n");
+    host.end()
+}
+
+/// Deletes execs that ended in the same way, and returns how long the quickest took: on a busy machine any one
+/// of them may be held up.
+fn quickest_delete(host: &Host, mut ended: impl FnMut(&str) -> Result<()>) -> Result<Duration> {
+    let mut quickest = LIMIT;
+    for n in 0..5 {
+        let id = format!("e{n}");
+        ended(&id)?;
+        let start = Instant::now();
+        host.shim.task().exec(&id).delete()?;
+        quickest = quickest.min(start.elapsed());
+    }
+    Ok(quickest)
+}
+
+#[test]
+fn delete_does_not_wait_for_a_reader_that_is_gone() -> Result<()> {
+    let host = Host::new()?;
+    let quickest = quickest_delete(&host, |id| {
+        let stdio = host.ctrd.stdio(id, Mode::Capture, false)?;
+        let exec = host.add(id, "head -c 1000 /dev/zero; exec cat /dev/zero", &stdio)?;
+        exec.start()?;
+        assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.len() >= 1000));
+        stdio.detach();
+        exec.kill(Signal::KILL)?;
+        exec.wait().answer(LIMIT).map(drop)
+    })?;
+    assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    host.end()
+}
+
+#[test]
+fn delete_does_not_wait_for_a_process_that_was_left_behind_with_the_streams() -> Result<()> {
+    let host = Host::new()?;
+    let end = host.ctrd.root().join("end");
+    for terminal in [false, true] {
+        let quickest = quickest_delete(&host, |id| {
+            let stdio = host.ctrd.stdio(id, Mode::Capture, terminal)?;
+            // In a session of its own it is not killed with the exec.
+            let script = format!("setsid sh -c 'trap : HUP; {}' & echo hi", when(&end));
+            let exec = host.run(id, &script, &stdio)?;
+            let start = Instant::now();
+            exec.delete()?;
+            let line = if terminal { "hi\r\n" } else { "hi\n" };
+            assert_eq!(stdio.finish(LIMIT)?.stdout, line.as_bytes());
+            assert!(start.elapsed() < LIMIT);
+            // Once more, for the measurement: with nothing to be read.
+            host.run(id, &script, &host.ctrd.stdio(id, Mode::Null, terminal)?).map(drop)
+        })?;
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    }
+    fs::write(&end, "").unwrap();
+    host.end()
+}
+
+#[test]
+fn a_reader_that_stopped_holds_up_delete_for_a_moment_only() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
+    stdio.stop_reading();
+    let exec = host.add("e1", "exec cat /dev/zero", &stdio)?;
+    exec.start()?;
+    exec.kill(Signal::KILL)?;
+    exec.wait().answer(LIMIT)?;
+    exec.within(Duration::from_secs(10)).delete()?;
+    host.end()
+}
+
+#[test]
+fn one_fifo_for_both_outputs_ends_when_both_do() -> Result<()> {
+    let host = Host::new()?;
+    let (go, stdio) = (host.ctrd.root().join("go"), host.ctrd.stdio("e1", Mode::Capture, false)?);
+    let script = format!("echo one; exec >&-; {}; echo two >&2", when(&go));
+    let exec = host.shim.task().exec("e1");
+    let names = shim_runtime::testing::Stdio::log(&stdio.stdout(), false);
+    exec.add(&host.bundle, &["sh", "-c", &script], &names)?;
+    exec.start()?;
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"one\n"));
+    fs::write(&go, "").unwrap();
+    exec.wait().answer(LIMIT)?;
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"one\ntwo\n"));
+    exec.delete()?;
+    stdio.detach();
+    host.end()
+}
+
+#[test]
+fn streams_cost_no_threads() -> Result<()> {
+    let host = Host::new()?;
+    let tasks = format!("/proc/{}/task", host.shim.server()?.pid());
+    let mut execs = Vec::new();
+    for n in 0..50 {
+        let id = format!("e{n}");
+        let stdio = host.ctrd.stdio(&id, Mode::Capture, n % 2 == 0)?;
+        let exec = host.add(&id, "echo hi; exec sleep 1000", &stdio)?;
+        exec.start()?;
+        assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.starts_with(b"hi")));
+        execs.push((exec, stdio));
+    }
+    until("the workers to end", || fs::read_dir(&tasks).unwrap().count() <= 4);
+    for (exec, _) in &execs {
+        exec.kill(Signal::KILL)?;
+        exec.wait().answer(LIMIT)?;
+        exec.delete()?;
+    }
+    host.end()
+}

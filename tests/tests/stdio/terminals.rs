@@ -1,0 +1,167 @@
+//! Terminals: our own, and those that a runtime sends over a console socket (contract 5.3).
+
+use std::path::Path;
+
+use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Result};
+
+use super::{FIXTURE, Host, LIMIT};
+
+/// Tells the size of its terminal, and again when that changes. The shell waits for the child that it reads by,
+/// so the trap runs between two short ones.
+const SIZES: &str = "trap 'stty size' WINCH; stty size; echo ready; while :; do sleep 0.05; done";
+
+#[test]
+fn a_process_leads_the_session_of_its_terminal() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, true)?;
+    let script = "test -t 0 && test -t 1 && test -t 2 && echo hi >/dev/tty; echo oh >&2; exit 3";
+    let exec = host.add("e1", script, &stdio)?;
+    exec.start()?;
+    assert_eq!(exec.wait().answer(LIMIT)?.exit_status, 3);
+    assert!(exec.state()?.terminal);
+    exec.delete()?;
+    assert_eq!(stdio.finish(LIMIT)?.stdout, b"hi\r\noh\r\n");
+    host.end()
+}
+
+#[test]
+fn what_is_typed_arrives_and_ctrl_c_interrupts() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let script = "trap 'echo interrupted; exit 5' INT; stty -echo; echo ready; read a; echo got $a; while :; do sleep 0.05; done";
+    let bundle = ctrd.bundle("c1").args(["sh", "-c", script]).terminal().capture().build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let (waiting, stdio) = (shim.run()?, bundle.stdio());
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"ready\r\n"));
+    stdio.write("word\r");
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.ends_with(b"got word\r\n")));
+    stdio.write("\x03");
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 5);
+    shim.remove()?;
+    assert!(stdio.finish(LIMIT)?.stdout.ends_with(b"interrupted\r\n"));
+    ctrd.check()
+}
+
+#[test]
+fn a_size_is_set_at_once_or_remembered_until_there_is_a_terminal() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, true)?;
+    let exec = host.add("e1", SIZES, &stdio)?;
+    exec.resize_pty(91, 33)?;
+    exec.start()?;
+    let waiting = exec.wait();
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"33 91\r\nready\r\n"));
+    exec.resize_pty(120, 40)?;
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.ends_with(b"\r\n40 120\r\n")));
+    exec.kill(shim_runtime::Signal::KILL)?;
+    waiting.answer(LIMIT)?;
+    let refused = exec.resize_pty(80, 25).unwrap_err();
+    assert!(refused.to_string().contains("it is stopped"), "{refused}");
+    exec.delete()?;
+    host.end()
+}
+
+#[test]
+fn resizing_what_has_no_terminal_is_no_error() -> Result<()> {
+    let host = Host::new()?;
+    host.shim.task().resize_pty(80, 25)?;
+    host.end()
+}
+
+#[test]
+fn a_new_client_sees_the_terminal_that_another_left() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, true)?;
+    let exec = host.add("e1", "stty -echo; echo ready; while read a; do echo got $a; done", &stdio)?;
+    exec.start()?;
+    let waiting = exec.wait();
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"ready\r\n"));
+    stdio.detach();
+    stdio.attach()?;
+    stdio.write("one\n");
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.ends_with(b"got one\r\n")));
+    stdio.close_stdin();
+    exec.close_io()?;
+    waiting.answer(LIMIT)?;
+    exec.delete()?;
+    host.end()
+}
+
+#[test]
+fn a_terminal_without_any_stream_holds_nobody_up() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Null, true)?;
+    host.run("e1", "seq 100000", &stdio)?.delete()?;
+    host.end()
+}
+
+#[test]
+fn a_terminal_that_is_sent_over_the_console_socket_is_served() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let builder = ctrd.bundle("c1").args(["sh", "-c", "stty size; read a; echo got $a; exit 3"]);
+    let bundle = builder.annotation("fixture/kind", "console").terminal().capture().build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let task = shim.task();
+    task.create(&bundle)?;
+    task.resize_pty(91, 33)?;
+    let waiting = task.wait();
+    task.start()?;
+    let stdio = bundle.stdio();
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"33 91\r\n"));
+    stdio.write("word\n");
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 3);
+    shim.remove()?;
+    assert!(stdio.finish(LIMIT)?.stdout.ends_with(b"got word\r\n"));
+    ctrd.check()
+}
+
+#[test]
+fn a_console_socket_without_a_terminal_fails_create() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = ctrd.bundle("c1").annotation("fixture/kind", "console").capture().build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let failed = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(failed.contains("there is no terminal"), "{failed}");
+    shim.end()?;
+    ctrd.check()
+}
+
+/// Whether the test can run; with `SHIM_TESTS=all` it must.
+fn has_runc() -> bool {
+    let runc = std::process::Command::new("runc").arg("--version").output().is_ok();
+    let possible = runc && nix::unistd::geteuid().is_root() && Path::new("/bin/busybox").exists();
+    let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
+    assert!(possible || !needed, "root, runc and a static busybox are needed");
+    if !possible {
+        println!("left out: stdio::terminals needs root, runc and a static busybox");
+    }
+    possible
+}
+
+#[test]
+fn the_terminals_that_runc_makes_are_served() -> Result<()> {
+    if !has_runc() {
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let builder = ctrd.bundle("c1").args(["sh", "-c", "echo hi; read a; echo got $a"]).full_spec();
+    let builder = builder.busybox("/bin/busybox").annotation("fixture/kind", "runc").terminal().capture();
+    let bundle = builder.build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let (waiting, stdio) = (shim.run()?, bundle.stdio());
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"hi\r\n"));
+    for n in 0..20 {
+        let id = format!("e{n}");
+        let (exec, stdio) = (shim.task().exec(&id), ctrd.stdio(&id, Mode::Capture, true)?);
+        exec.add(&bundle, &["sh", "-c", "test -t 0 && echo $$ >/dev/tty"], &stdio)?;
+        exec.start()?;
+        exec.wait().answer(LIMIT)?;
+        exec.delete()?;
+        let printed = stdio.finish(LIMIT)?.stdout;
+        assert!(printed.len() > 2 && printed.ends_with(b"\r\n"), "{:?}", String::from_utf8_lossy(&printed));
+    }
+    stdio.write("word\n");
+    waiting.answer(LIMIT)?;
+    shim.remove()?;
+    assert!(stdio.finish(LIMIT)?.stdout.ends_with(b"got word\r\n"));
+    ctrd.check()
+}
