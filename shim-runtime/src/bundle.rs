@@ -6,9 +6,13 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use containerd_shim_protos::api::Mount;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, WithContext};
+use crate::mount;
+use crate::spawn::Command;
 use crate::types::{Exit, Pid};
 
 /// Where the record of a shim's own state lies in the bundle.
@@ -33,7 +37,7 @@ impl Bundle {
         &self.path
     }
 
-    /// Where the root file system is, or is to be mounted: `rootfs`, unless `config.json` says otherwise.
+    /// Where the root file system is to be mounted; where it is in the end `config.json` says.
     pub fn rootfs(&self) -> PathBuf {
         self.path.join("rootfs")
     }
@@ -49,6 +53,25 @@ impl Bundle {
             serde_json::from_slice(&text).map_err(Error::invalid_argument_from)
         };
         parsed.context(|| format!("cannot understand `{}`", path.display()))
+    }
+
+    /// Mounts a root file system on [`rootfs`](Self::rootfs) and returns that path. The `delete` action
+    /// unmounts it too. Without mounts the folder is left as it is.
+    ///
+    /// # Errors
+    /// Names the mount that failed; those before it were undone.
+    pub fn mount_rootfs(&self, mounts: &[Mount]) -> Result<PathBuf> {
+        let rootfs = self.rootfs();
+        mount::mount_all(mounts, &rootfs)?;
+        Ok(rootfs)
+    }
+
+    /// Unmounts what is mounted at and below [`rootfs`](Self::rootfs); nothing mounted there is fine.
+    ///
+    /// # Errors
+    /// Names what cannot be unmounted.
+    pub fn unmount_rootfs(&self) -> Result<()> {
+        mount::unmount_all(&self.rootfs())
     }
 
     /// Whether there is a `config.json`; a sandbox made without a container has none (contract 2.3).
@@ -105,6 +128,13 @@ pub(crate) struct Record {
 impl Default for Record {
     fn default() -> Self {
         Self { version: RECORD_VERSION, init: None, exit: None }
+    }
+}
+
+impl Record {
+    /// Of an init process that lives; nothing is known of its end.
+    pub(crate) fn of(init: Option<InitRecord>) -> Self {
+        Self { init, ..Self::default() }
     }
 }
 
@@ -201,6 +231,36 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// Whether exec can never give it more privileges.
     pub no_new_privileges: bool,
+}
+
+impl ProcessSpec {
+    /// The command that it describes, ready but for stdio and root: program, arguments, environment, working
+    /// directory, and as root the user. Capabilities and limits are not applied.
+    ///
+    /// # Errors
+    /// `InvalidArgument` without a program.
+    pub fn command(&self) -> Result<Command> {
+        let Some((program, args)) = self.args.split_first() else {
+            return Err(Error::invalid_argument("the process specification has no `args`"));
+        };
+        let mut command = Command::new(program);
+        command.args(args).env_clear().no_new_privileges(self.no_new_privileges);
+        for variable in &self.env {
+            let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
+            command.env(key, value);
+        }
+        if geteuid().is_root() {
+            let user = &self.user;
+            command.uid(user.uid).gid(user.gid).groups(user.additional_gids.iter().copied());
+        }
+        if let Some(mask) = self.user.umask {
+            command.umask(mask);
+        }
+        // Outside of a root the specification's folder need not exist; the host's root always does.
+        let cwd = if self.cwd.as_os_str().is_empty() { Path::new("/") } else { self.cwd.as_path() };
+        command.current_dir(cwd);
+        Ok(command)
+    }
 }
 
 /// The `user` object of [`ProcessSpec`]: numbers only, names are for the client to look up.

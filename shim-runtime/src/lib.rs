@@ -62,7 +62,8 @@ mod types;
 mod wire;
 
 pub use api::{
-    Call, Container, Context, Create, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started, Target, Task,
+    Call, Child, Container, Context, Create, Event, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started,
+    Target, Task,
 };
 pub use bundle::{Bundle, ProcessSpec, RootSpec, Spec, UserSpec};
 pub use entry::{Config, Entry};
@@ -73,14 +74,14 @@ pub use run::run;
 pub use server::{Registry, Reply, Waiters};
 pub use shim_macros::containerd_shim;
 pub use spawn::{Command, Output};
-pub use stdio::Stdio;
+pub use stdio::{Stdio, StdioNames, Streams};
 pub use types::{Exit, Pid, Signal};
 
 /// What a shim usually needs, in one import.
 pub mod prelude {
     pub use crate::{
-        Call, Command, Container, Context, Create, Error, Exec, Exit, ExitHandle, Gated, Managed, Pid,
-        Process, RawShim, Reply, Result, Shim, Signal, Started, Stdio, Target, Task, WithContext,
+        Call, Child, Command, Container, Context, Create, Error, Exec, Exit, ExitHandle, Gated, Managed, Pid,
+        Process, RawShim, Reply, Result, Shim, Signal, Started, Stdio, Streams, Target, Task, WithContext,
         containerd_shim,
     };
 }

@@ -57,7 +57,7 @@ impl Container for Process {
     }
 
     fn pid(&self) -> Option<Pid> {
-        self.gate.pid()
+        Some(self.gate.pid())
     }
 
     fn exec(&self, req: &Exec, io: Stdio) -> Result<Started> {
@@ -85,27 +85,9 @@ fn change_root(bundle: &Bundle, spec: &Spec) -> Result<Option<PathBuf>> {
 }
 
 fn command(spec: &ProcessSpec, root: Option<&Path>) -> Result<Command> {
-    let Some((program, args)) = spec.args.split_first() else {
-        return Err(Error::invalid_argument("the process specification has no `args`"));
-    };
-    let mut command = Command::new(program);
-    command.args(args).env_clear().no_new_privileges(spec.no_new_privileges);
-    for variable in &spec.env {
-        let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
-        command.env(key, value);
-    }
-    if geteuid().is_root() {
-        let user = &spec.user;
-        command.uid(user.uid).gid(user.gid).groups(user.additional_gids.iter().copied());
-    }
-    if let Some(mask) = spec.user.umask {
-        command.umask(mask);
-    }
+    let mut command = spec.command()?;
     if let Some(root) = root {
         command.root(root);
     }
-    // Outside of a root the specification's folder need not exist; the host's root always does.
-    let cwd = if spec.cwd.as_os_str().is_empty() { Path::new("/") } else { spec.cwd.as_path() };
-    command.current_dir(cwd);
     Ok(command)
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -87,7 +87,7 @@ impl Publisher {
         // The daemon looks types up by their bare name, without a host in front.
         let type_url = type_name.to_owned();
         let envelope = Envelope {
-            timestamp: Some(timestamp(SystemTime::now())).into(),
+            timestamp: Some(Timestamp::now()).into(),
             namespace: self.0.namespace.clone(),
             topic: topic.to_owned(),
             event: Some(Any { type_url, value, ..Any::default() }).into(),
@@ -131,16 +131,6 @@ fn drop_one(queue: &mut VecDeque<Event>) {
     let victim = queue.iter().skip(1).position(|event| event.topic != EXIT_TOPIC).unwrap_or(0) + 1;
     if let Some(event) = queue.remove(victim) {
         log::error!("dropped a {} event: {CAPACITY} events wait for containerd", event.topic);
-    }
-}
-
-/// A time as protobuf has it.
-pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: since.subsec_nanos() as i32,
-        ..Timestamp::default()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::types::{Exit, Pid, Signal};
 
 type Callback = Box<dyn FnOnce(Exit) + Send>;
 
-/// Where one exit arrives, once, and from where it is fetched: by waiting, or by a callback.
+/// Where one exit arrives, once, and from where it is fetched: by waiting, or by callbacks.
 #[derive(Clone, Default)]
 pub(crate) struct ExitSlot(Arc<Slot>);
 
@@ -25,23 +25,24 @@ struct Slot {
 #[derive(Default)]
 struct SlotState {
     exit: Option<Exit>,
-    callback: Option<Callback>,
-    /// The callback has been called, if there was one: those who wait may go on.
+    callbacks: Vec<Callback>,
+    /// The callbacks have been called: those who wait may go on.
     told: bool,
 }
 
 impl ExitSlot {
-    /// Delivers the exit, first to the callback and then to those who wait; all but the first are dropped.
+    /// Delivers the exit, first to the callbacks in their order and then to those who wait; all but the first
+    /// exit are dropped.
     pub(crate) fn set(&self, exit: Exit) {
-        let callback = {
+        let callbacks = {
             let mut state = lock(&self.0.state);
             if state.exit.is_some() {
                 return;
             }
             state.exit = Some(exit);
-            state.callback.take()
+            std::mem::take(&mut state.callbacks)
         };
-        if let Some(callback) = callback {
+        for callback in callbacks {
             callback(exit);
         }
         lock(&self.0.state).told = true;
@@ -58,7 +59,7 @@ impl ExitSlot {
         let exit = {
             let mut state = lock(&self.0.state);
             let Some(exit) = state.exit else {
-                state.callback = Some(Box::new(callback));
+                state.callbacks.push(Box::new(callback));
                 return;
             };
             exit
@@ -223,6 +224,18 @@ mod tests {
         let (tx, rx) = std::sync::mpsc::channel();
         slot.on_exit(move |exit| tx.send(exit.status).unwrap());
         assert_eq!(rx.recv(), Ok(3));
+    }
+
+    #[test]
+    fn everybody_who_asked_is_called_back_in_turn() {
+        let slot = ExitSlot::default();
+        let (tx, rx) = std::sync::mpsc::channel();
+        for n in 0..2 {
+            let tx = tx.clone();
+            slot.on_exit(move |exit| tx.send((n, exit.status)).unwrap());
+        }
+        slot.set(Exit::now(3));
+        assert_eq!([rx.recv(), rx.recv()], [Ok((0, 3)), Ok((1, 3))]);
     }
 
     #[test]

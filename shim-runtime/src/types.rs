@@ -2,7 +2,9 @@
 //! They carry the kernel's meaning only; which process is whose is decided above.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use protobuf::well_known_types::timestamp::Timestamp;
 
 use crate::error::{Error, Result};
 
@@ -108,6 +110,16 @@ impl Exit {
     /// An exit that is noticed now.
     pub fn now(status: u32) -> Self {
         Self { status, at: SystemTime::now() }
+    }
+
+    /// When it was reaped, as answers and events carry it.
+    pub fn timestamp(self) -> Timestamp {
+        let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanos: since.subsec_nanos() as i32,
+            ..Timestamp::default()
+        }
     }
 
     /// The exit that a raw wait status tells of. Signals of 32 and above are as good as any.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use protobuf::Message;
 
-use super::Any;
+use super::{Any, Child, Event, Gated, Running};
 use crate::bundle::Bundle;
 use crate::error::{Error, Result, WithContext};
-use crate::server::Lifetime;
+use crate::publisher::Publisher;
+use crate::reaper::Group;
+use crate::server::{Lifetime, Workers};
 use crate::spawn::{Command, Output, Supervisor};
+use crate::stdio::{Owner, Stdio, StdioNames, Streams};
 
 /// The shim's process: one shim serves one container or one group of them.
 ///
@@ -22,7 +25,14 @@ struct Inner {
     setup: Setup,
     bundle: Bundle,
     supervisor: Option<Supervisor>,
-    lifetime: Option<Lifetime>,
+    serving: Option<Serving>,
+}
+
+/// What only the server has.
+pub(crate) struct Serving {
+    pub(crate) lifetime: Lifetime,
+    pub(crate) publisher: Publisher,
+    pub(crate) workers: Workers,
 }
 
 /// What a life of the process starts from; see `run`.
@@ -39,9 +49,9 @@ pub(crate) struct Setup {
 }
 
 impl Context {
-    pub(crate) fn new(setup: Setup, supervisor: Option<Supervisor>, lifetime: Option<Lifetime>) -> Self {
+    pub(crate) fn new(setup: Setup, supervisor: Option<Supervisor>, serving: Option<Serving>) -> Self {
         let bundle = Bundle::new(setup.bundle.clone());
-        Self(Arc::new(Inner { setup, bundle, supervisor, lifetime }))
+        Self(Arc::new(Inner { setup, bundle, supervisor, serving }))
     }
 
     /// The container that the shim was started for; the first of its group.
@@ -99,9 +109,55 @@ impl Context {
 
     /// Ends the shim in order: answers leave, events are flushed, the socket goes. Containers are not touched.
     pub fn shutdown(&self) {
-        if let Some(lifetime) = &self.0.lifetime {
-            lifetime.leave();
+        if let Some(serving) = &self.0.serving {
+            serving.lifetime.leave();
         }
+    }
+
+    /// Starts a process that gets ready in all but its program: that runs once [`Gated::open`] is called. So a
+    /// task has a live pid from its creation on, which containerd and Docker build on. When it ends, its process
+    /// group is killed. For a [`Task`](super::Task) of yours; a [`Shim`](super::Shim) has
+    /// [`Create::spawn_gated`](super::Create::spawn_gated).
+    ///
+    /// # Errors
+    /// Names what cannot be done, a program that cannot be executed above all.
+    pub fn spawn_gated(&self, mut command: Command) -> Result<Gated> {
+        let supervisor = self.supervisor()?;
+        let (child, gate) = supervisor.spawn_gated(&mut command, Group::Kill)?;
+        Ok(Gated::new(Child::new(self, Running::group_leader(child, supervisor))?, gate))
+    }
+
+    /// Opens the stdio that a request names, without waiting for anybody, and copies between containerd's side
+    /// and the returned ends, which are for the process. For a [`Task`](super::Task) of yours; containers of a
+    /// [`Shim`](super::Shim) are given theirs. `id` is the container's, or the exec's, as logging programs are
+    /// told. A terminal is served once [`Streams::begin`] is called.
+    ///
+    /// # Errors
+    /// Names the stream that cannot be opened.
+    pub fn open_stdio(&self, id: &str, names: impl Into<StdioNames>) -> Result<(Streams, Stdio)> {
+        let only = || Error::failed_precondition("stdio is opened only while the shim serves");
+        let serving = self.0.serving.as_ref().ok_or_else(only)?;
+        let owner = Owner { id, namespace: self.namespace() };
+        Streams::open(&names.into(), owner, self.supervisor()?, &serving.lifetime)
+    }
+
+    /// Tells containerd of an event. Events arrive in the order of these calls, however long containerd is
+    /// away; queue one before the call that it belongs to is answered. Outside of the server nothing is sent.
+    ///
+    /// ```
+    /// # use shim_runtime::{Context, Pid, api::TaskStart};
+    /// # fn started(cx: &Context, pid: Pid) {
+    /// cx.publish(&TaskStart { container_id: "c1".into(), pid: pid.get(), ..TaskStart::default() });
+    /// # }
+    /// ```
+    pub fn publish<E: Event>(&self, event: &E) {
+        if let Some(serving) = &self.0.serving {
+            serving.publisher.publish(E::TOPIC, E::TYPE, event);
+        }
+    }
+
+    pub(crate) fn workers(&self) -> Workers {
+        self.0.serving.as_ref().map_or_else(Workers::default, |serving| serving.workers.clone())
     }
 
     pub(crate) fn supervisor(&self) -> Result<&Supervisor> {

@@ -10,7 +10,6 @@ use super::{Any, Context, CreateTaskRequest, Gated, Mount, Running};
 use crate::bundle::{Bundle, ProcessSpec};
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
-use crate::reaper::Group;
 use crate::spawn::{Command, Output};
 use crate::stdio::Stdio;
 
@@ -77,11 +76,11 @@ impl Create {
     /// # Errors
     /// Names the mount that failed; those before it were undone.
     pub fn mount_rootfs(&mut self) -> Result<PathBuf> {
-        let rootfs = self.bundle.rootfs();
-        if !self.mounted {
-            mount::mount_all(&self.request.rootfs, &rootfs)?;
-            self.mounted = !self.request.rootfs.is_empty();
+        if self.mounted {
+            return Ok(self.bundle.rootfs());
         }
+        let rootfs = self.bundle.mount_rootfs(&self.request.rootfs)?;
+        self.mounted = !self.request.rootfs.is_empty();
         Ok(rootfs)
     }
 
@@ -102,12 +101,10 @@ impl Create {
     ///
     /// # Errors
     /// Names what cannot be done, a program that cannot be executed above all.
-    pub fn spawn_gated(&mut self, mut command: Command) -> Result<Gated> {
-        let supervisor = self.context.supervisor()?;
-        let (child, gate) = supervisor.spawn_gated(&mut command, Group::Kill)?;
-        let running = Arc::new(Running::group_leader(child, supervisor));
-        self.init = Some(running.clone());
-        Ok(Gated::new(running, gate))
+    pub fn spawn_gated(&mut self, command: Command) -> Result<Gated> {
+        let gated = self.context.spawn_gated(command)?;
+        self.init = Some(gated.child().running.clone());
+        Ok(gated)
     }
 
     /// Runs a runtime command to its end; see [`Context::run`].

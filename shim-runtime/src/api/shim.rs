@@ -71,6 +71,9 @@ pub trait Shim: Sized + Send + Sync + 'static {
 }
 
 /// A shim that answers the task RPCs itself, by its own [`Task`] impl.
+///
+/// The runtime still is the process, and lends a task its parts: [`Context::spawn_gated`] for processes,
+/// [`Context::open_stdio`], [`Context::publish`] for events, [`Waiters`](crate::Waiters) for those who wait.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no constructor for a raw shim",
     label = "`RawShim` is missing for this struct",

@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use super::Context;
+use super::{Child, Context};
 use crate::error::{Error, Result, WithContext};
 use crate::logger::panic_message;
 use crate::reaper::{ExitSlot, Group, lock};
-use crate::spawn::{Child, Command, Gate, Supervisor};
+use crate::spawn::{self, Command, Gate, Supervisor};
 use crate::types::{Exit, Pid, Signal};
 
 /// The status of a thread that panicked, as a Rust program's.
@@ -110,20 +110,26 @@ impl Drop for ExitHandle {
     }
 }
 
-/// The init process, ready in all but its program; see [`Create::spawn_gated`](crate::Create::spawn_gated).
+/// A process that is ready in all but its program; see [`Create::spawn_gated`](crate::Create::spawn_gated) and
+/// [`Context::spawn_gated`]. Dropped unopened, the process ends.
 pub struct Gated {
-    running: Arc<Running>,
+    child: Child,
     gate: Mutex<Option<Gate>>,
 }
 
 impl Gated {
-    pub(crate) fn new(running: Arc<Running>, gate: Gate) -> Self {
-        Self { running, gate: Mutex::new(Some(gate)) }
+    pub(crate) fn new(child: Child, gate: Gate) -> Self {
+        Self { child, gate: Mutex::new(Some(gate)) }
+    }
+
+    /// The process, of which [`Child::on_exit`] tells even if the gate is never opened.
+    pub fn child(&self) -> &Child {
+        &self.child
     }
 
     /// Its process id, from its creation to its end.
-    pub fn pid(&self) -> Option<Pid> {
-        self.running.pid
+    pub fn pid(&self) -> Pid {
+        self.child.pid()
     }
 
     /// Lets it run its program; returns once it does.
@@ -152,13 +158,13 @@ enum Life {
 
 impl Running {
     /// A child that leads a process group of its own.
-    pub(crate) fn group_leader(child: Child, supervisor: &Supervisor) -> Self {
+    pub(crate) fn group_leader(child: spawn::Child, supervisor: &Supervisor) -> Self {
         let life = Life::Child { supervisor: supervisor.clone(), leads_group: true };
         Self { pid: Some(child.pid), life, exit: child.exit }
     }
 
     /// A child that a runtime command left behind.
-    pub(crate) fn adopted(child: Child, supervisor: &Supervisor) -> Self {
+    pub(crate) fn adopted(child: spawn::Child, supervisor: &Supervisor) -> Self {
         let life = Life::Child { supervisor: supervisor.clone(), leads_group: false };
         Self { pid: Some(child.pid), life, exit: child.exit }
     }

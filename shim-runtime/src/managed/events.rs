@@ -1,13 +1,10 @@
-//! The events of a task's life (contract 6.4), each with its topic and its type's name.
+//! The events of a task's life (contract 6.4), filled in and queued.
 
-use containerd_shim_protos::events::task::{
-    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskPaused,
-    TaskResumed, TaskStart,
+use crate::api::{
+    CreateTaskRequest, Event, TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted,
+    TaskExit, TaskIO, TaskPaused, TaskResumed, TaskStart,
 };
-use protobuf::Message;
-
-use crate::api::CreateTaskRequest;
-use crate::publisher::{Publisher, timestamp};
+use crate::publisher::Publisher;
 use crate::types::Exit;
 
 /// Queues events; the order of these calls is the order in which containerd gets them.
@@ -35,7 +32,7 @@ impl Events {
             pid,
             ..TaskCreate::default()
         };
-        self.0.publish("/tasks/create", "containerd.events.TaskCreate", &event);
+        self.publish(&event);
     }
 
     /// Of the init process, or of an exec.
@@ -44,7 +41,7 @@ impl Events {
         match exec {
             None => {
                 let event = TaskStart { container_id, pid, ..TaskStart::default() };
-                self.0.publish("/tasks/start", "containerd.events.TaskStart", &event);
+                self.publish(&event);
             }
             Some(exec) => {
                 let event = TaskExecStarted {
@@ -53,7 +50,7 @@ impl Events {
                     pid,
                     ..TaskExecStarted::default()
                 };
-                self.0.publish("/tasks/exec-started", "containerd.events.TaskExecStarted", &event);
+                self.publish(&event);
             }
         }
     }
@@ -64,7 +61,7 @@ impl Events {
             exec_id: exec.to_owned(),
             ..TaskExecAdded::default()
         };
-        self.0.publish("/tasks/exec-added", "containerd.events.TaskExecAdded", &event);
+        self.publish(&event);
     }
 
     pub(super) fn exited(&self, id: &str, exec: Option<&str>, pid: u32, exit: Exit) {
@@ -73,10 +70,10 @@ impl Events {
             id: exec.unwrap_or(id).to_owned(),
             pid,
             exit_status: exit.status,
-            exited_at: Some(timestamp(exit.at)).into(),
+            exited_at: Some(exit.timestamp()).into(),
             ..TaskExit::default()
         };
-        self.0.publish("/tasks/exit", "containerd.events.TaskExit", &event);
+        self.publish(&event);
     }
 
     pub(super) fn deleted(&self, id: &str, pid: u32, exit: Exit) {
@@ -84,21 +81,21 @@ impl Events {
             container_id: id.to_owned(),
             pid,
             exit_status: exit.status,
-            exited_at: Some(timestamp(exit.at)).into(),
+            exited_at: Some(exit.timestamp()).into(),
             id: id.to_owned(),
             ..TaskDelete::default()
         };
-        self.0.publish("/tasks/delete", "containerd.events.TaskDelete", &event);
+        self.publish(&event);
     }
 
     pub(super) fn paused(&self, id: &str) {
         let event = TaskPaused { container_id: id.to_owned(), ..TaskPaused::default() };
-        self.plain("/tasks/paused", "containerd.events.TaskPaused", &event);
+        self.publish(&event);
     }
 
     pub(super) fn resumed(&self, id: &str) {
         let event = TaskResumed { container_id: id.to_owned(), ..TaskResumed::default() };
-        self.plain("/tasks/resumed", "containerd.events.TaskResumed", &event);
+        self.publish(&event);
     }
 
     pub(super) fn checkpointed(&self, id: &str, image: &str) {
@@ -107,10 +104,10 @@ impl Events {
             checkpoint: image.to_owned(),
             ..TaskCheckpointed::default()
         };
-        self.plain("/tasks/checkpointed", "containerd.events.TaskCheckpointed", &event);
+        self.publish(&event);
     }
 
-    fn plain(&self, topic: &'static str, type_name: &str, event: &impl Message) {
-        self.0.publish(topic, type_name, event);
+    fn publish<E: Event>(&self, event: &E) {
+        self.0.publish(E::TOPIC, E::TYPE, event);
     }
 }

@@ -16,11 +16,9 @@ use crate::bundle::InitRecord;
 use crate::crash;
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
-use crate::publisher::timestamp;
 use crate::reaper::{Guard, lock};
 use crate::server::Place;
 use crate::spawn::Supervisor;
-use crate::stdio::{Names, Owner, Stdio, Streams};
 use crate::types::{Exit, Pid, Signal};
 
 /// How long what can only be asked to stop has for it after a SIGKILL, before it is given up.
@@ -46,7 +44,7 @@ impl<S: Shim> Managed<S> {
         crash::here("create.reserved");
         let guard = supervisor.guard();
         let names = entry.processes().init.names.clone();
-        let (streams, stdio) = self.open_streams(&names, &request.id)?;
+        let (streams, stdio) = self.0.context.open_stdio(&request.id, names)?;
         let mut create = Create::new(self.0.context.clone(), request.clone(), stdio);
         let container = author(|| match request.checkpoint.as_str() {
             "" => self.0.shim.create(&mut create),
@@ -87,12 +85,6 @@ impl<S: Shim> Managed<S> {
             self.follow(entry, None, &running);
         }
         Ok(pid)
-    }
-
-    /// Opens the streams of a process, which is named by its own id.
-    fn open_streams(&self, names: &Names, id: &str) -> Result<(Streams, Stdio)> {
-        let of = Owner { id, namespace: self.0.context.namespace() };
-        Streams::open(names, of, self.0.context.supervisor()?, &self.0.lifetime)
     }
 
     /// Has the end of a process noticed. One that came before is noticed at once.
@@ -178,7 +170,7 @@ impl<S: Shim> Managed<S> {
         let run = || {
             let supervisor = self.0.context.supervisor()?;
             let guard = supervisor.guard();
-            let (streams, stdio) = self.open_streams(&names, exec)?;
+            let (streams, stdio) = self.0.context.open_stdio(exec, names.clone())?;
             entry.processes().get(exec)?.connect(streams);
             let request = Exec::new(self.0.context.clone(), id, exec, names.terminal, spec);
             let started = author(|| entry.container()?.exec(&request, stdio))?;
@@ -381,7 +373,7 @@ fn delete_response(pid: u32, exit: Exit) -> DeleteResponse {
     DeleteResponse {
         pid,
         exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at)).into(),
+        exited_at: Some(exit.timestamp()).into(),
         ..DeleteResponse::default()
     }
 }

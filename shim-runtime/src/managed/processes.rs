@@ -8,9 +8,8 @@ use super::events::Events;
 use super::state::{Move, Phase};
 use crate::api::{Any, CreateTaskRequest, ExecProcessRequest, Running, StateResponse, Target, WaitResponse};
 use crate::error::{Error, Result};
-use crate::publisher::timestamp;
 use crate::server::Waiters;
-use crate::stdio::{Names, Stdio, Streams};
+use crate::stdio::{Stdio, StdioNames, Streams};
 use crate::types::{Exit, Pid};
 
 /// One process: the init, or an exec.
@@ -21,7 +20,7 @@ pub(super) struct Process {
     pub(super) running: Option<Arc<Running>>,
     /// As it is reported; 0 before there is one.
     pub(super) pid: u32,
-    pub(super) names: Names,
+    pub(super) names: StdioNames,
     pub(super) streams: Option<Arc<Streams>>,
     /// The container's ends that author code has not taken.
     pub(super) stdio: Option<Stdio>,
@@ -42,7 +41,7 @@ pub(super) struct Process {
 pub(super) type Told = Vec<(Arc<Waiters<WaitResponse>>, WaitResponse)>;
 
 impl Process {
-    fn new(what: String, phase: Phase, names: Names) -> Self {
+    fn new(what: String, phase: Phase, names: StdioNames) -> Self {
         Self {
             what,
             phase,
@@ -130,7 +129,7 @@ impl Process {
             stderr: self.names.stderr.clone(),
             terminal: self.names.terminal,
             exit_status: self.exit.map_or(0, |exit| exit.status),
-            exited_at: self.exit.map(|exit| timestamp(exit.at)).into(),
+            exited_at: self.exit.map(Exit::timestamp).into(),
             ..StateResponse::default()
         }
     }
@@ -139,7 +138,7 @@ impl Process {
 pub(super) fn wait_response(exit: Exit) -> WaitResponse {
     WaitResponse {
         exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at)).into(),
+        exited_at: Some(exit.timestamp()).into(),
         ..WaitResponse::default()
     }
 }
@@ -153,13 +152,7 @@ pub(super) struct Processes {
 
 impl Processes {
     pub(super) fn new(id: &str, request: &CreateTaskRequest) -> Self {
-        let names = Names {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        };
-        let init = Process::new(format!("container `{id}`"), Phase::Creating, names);
+        let init = Process::new(format!("container `{id}`"), Phase::Creating, request.into());
         Self { id: id.to_owned(), init, execs: HashMap::new() }
     }
 
@@ -177,16 +170,11 @@ impl Processes {
     /// Adds an exec, to be started later.
     pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
         self.init.check(Move::Exec)?;
+        let names = StdioNames::from(&request);
         let exec = request.exec_id;
         if self.execs.contains_key(&exec) {
             return Err(Error::already_exists(format!("exec `{exec}` exists in container `{}`", self.id)));
         }
-        let names = Names {
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-            terminal: request.terminal,
-        };
         let what = format!("exec `{exec}` of container `{}`", self.id);
         let mut process = Process::new(what, Phase::Created, names);
         process.spec = Some(request.spec.into_option().unwrap_or_default());

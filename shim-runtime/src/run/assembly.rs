@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-use crate::api::{Context, Setup};
+use crate::api::{Context, Serving, Setup};
 use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
@@ -20,14 +20,11 @@ pub(crate) fn assemble(
     supervisor: Option<Supervisor>,
     publisher: Publisher,
 ) -> Arc<Server> {
-    let lifetime = Lifetime::new(main);
-    Arc::new(Server {
-        context: Context::new(setup, supervisor, Some(lifetime.clone())),
-        registry: OnceLock::new(),
-        workers: Workers::default(),
-        lifetime,
-        publisher,
-    })
+    let (lifetime, workers) = (Lifetime::new(main), Workers::default());
+    let serving =
+        Serving { lifetime: lifetime.clone(), publisher: publisher.clone(), workers: workers.clone() };
+    let context = Context::new(setup, supervisor, Some(serving));
+    Arc::new(Server { context, registry: OnceLock::new(), workers, lifetime, publisher })
 }
 
 /// Calls the author's constructor, which may block and fork, and gives the server its services.

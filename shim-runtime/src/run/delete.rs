@@ -18,7 +18,6 @@ use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::level::Level;
 use crate::mount;
-use crate::publisher::timestamp;
 use crate::socket::Socket;
 use crate::sys;
 use crate::types::{Exit, Signal};
@@ -39,7 +38,7 @@ pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     let answer = DeleteResponse {
         pid: record.init.map_or(0, |init| init.pid),
         exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at)).into(),
+        exited_at: Some(exit.timestamp()).into(),
         ..DeleteResponse::default()
     };
     answer.write_to_bytes().map_err(|error| Error::internal(error.to_string()))

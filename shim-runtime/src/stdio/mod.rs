@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
 use nix::unistd::{Gid, Uid, fchown};
 
 use self::copier::{Control, Drain};
@@ -113,14 +114,35 @@ impl std::fmt::Debug for Stdio {
     }
 }
 
-/// What a client calls the streams of a process.
+/// What a client calls the streams of a process; an empty name is a stream that is not connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Names {
-    pub(crate) stdin: String,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-    pub(crate) terminal: bool,
+pub struct StdioNames {
+    /// Where input comes from.
+    pub stdin: String,
+    /// Where output goes.
+    pub stdout: String,
+    /// Where errors go.
+    pub stderr: String,
+    /// Whether the three are one terminal.
+    pub terminal: bool,
 }
+
+macro_rules! names_in {
+    ($($request:ty),+) => {$(
+        impl From<&$request> for StdioNames {
+            fn from(request: &$request) -> Self {
+                Self {
+                    stdin: request.stdin.clone(),
+                    stdout: request.stdout.clone(),
+                    stderr: request.stderr.clone(),
+                    terminal: request.terminal,
+                }
+            }
+        }
+    )+};
+}
+
+names_in!(CreateTaskRequest, ExecProcessRequest);
 
 /// Whose streams they are, as a logging program is told.
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +152,8 @@ pub(crate) struct Owner<'a> {
     pub(crate) namespace: &'a str,
 }
 
-/// The runtime's half of a process's stdio.
-pub(crate) struct Streams {
+/// The runtime's half of a process's stdio, which copies until it is dropped.
+pub struct Streams {
     input: Option<Arc<Control>>,
     outputs: Vec<Arc<Control>>,
     drain: Arc<Drain>,
@@ -143,7 +165,7 @@ impl Streams {
     /// Opens what the names name, without waiting for any client, and starts to copy; only to a terminal's
     /// copying does [`begin`](Self::begin) belong. The shim lives while a logging program does.
     pub(crate) fn open(
-        names: &Names,
+        names: &StdioNames,
         of: Owner<'_>,
         supervisor: &Supervisor,
         lifetime: &Lifetime,
@@ -156,14 +178,14 @@ impl Streams {
     }
 
     /// Author code has had its say: what it left of a terminal is ours to serve.
-    pub(crate) fn begin(&self) {
+    pub fn begin(&self) {
         if let Some(terminal) = &self.terminal {
             terminal.begin();
         }
     }
 
     /// The client sends no more input: what it has sent still arrives, then the end.
-    pub(crate) fn close_input(&self) {
+    pub fn close_input(&self) {
         if let Some(input) = &self.input {
             input.finish();
         }
@@ -181,8 +203,8 @@ impl Streams {
         }
     }
 
-    /// Waits until all output that can still be delivered is, and ends the copying.
-    pub(crate) fn drain(&self) {
+    /// Waits until all output of an ended process that can still be delivered is, and ends the copying.
+    pub fn drain(&self) {
         self.process_ended();
         self.outputs.iter().for_each(Control::finish);
         self.drain.wait();
@@ -212,7 +234,7 @@ impl Drop for Streams {
 /// The streams of one process while they are opened.
 struct Opening<'a> {
     streams: &'a mut Streams,
-    names: &'a Names,
+    names: &'a StdioNames,
     of: Owner<'a>,
     supervisor: &'a Supervisor,
     lifetime: &'a Lifetime,
