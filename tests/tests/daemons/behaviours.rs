@@ -64,7 +64,7 @@ pub(crate) fn run_on_an_overlay_has_the_image_and_a_layer_to_write_to(daemon: &m
     let output = daemon.ctr(&args);
     assert_eq!(
         (output.status, &*output.stdout),
-        (Some(0), "/bin /dev /etc /new /proc /run /sys /tmp\n"),
+        (Some(0), "/bin /cat.wat /dev /endless.wat /etc /hello.wat /new /proc /run /sys /tmp\n"),
         "{output:?}"
     );
 }
@@ -188,11 +188,11 @@ pub(crate) fn a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
 }
 
 impl Daemon {
-    fn status(&self, id: &str) -> String {
+    pub(crate) fn status(&self, id: &str) -> String {
         self.task(id).expect("the task is listed").status
     }
 
-    fn until_stopped(&self, id: &str) {
+    pub(crate) fn until_stopped(&self, id: &str) {
         until("the task to be stopped", || (self.status(id) == "STOPPED").then_some(()));
     }
 
@@ -209,7 +209,7 @@ impl Daemon {
         }
     }
 
-    fn kill_and_remove(&self, id: &str) {
+    pub(crate) fn kill_and_remove(&self, id: &str) {
         self.ctr_ok(&["task", "kill", "-s", "KILL", id]);
         self.until_stopped(id);
         assert_eq!(self.remove(id), 137);

@@ -12,7 +12,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{Process, until};
-use crate::{image, leaks, shim};
+use crate::shim::{self, Example};
+use crate::{image, leaks};
 
 /// The plugins that reach outside the temporary folder. A release ignores those that it does not know.
 const DISABLED_PLUGINS: [&str; 10] = [
@@ -76,9 +77,9 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon and gives it the image.
-    pub(crate) fn start(release: Release) -> Self {
-        let shim = shim::binary(release);
+    /// Starts a daemon and gives it the image; containers will be run by the example's shim.
+    pub(crate) fn start(release: Release, example: Example) -> Self {
+        let shim = shim::binary(release, example);
         // Not below TMPDIR: the path of a socket must stay short.
         let folder = tempfile::Builder::new().prefix("shim-").tempdir_in("/tmp").expect("make a folder");
         let root = folder.path();

@@ -1,7 +1,9 @@
-//! An image made on the spot from the static busybox of the machine: an OCI archive with one layer.
+//! An image made on the spot from the static busybox of the machine and the programs of the example
+//! `wasm`: an OCI archive with one layer.
 
 use std::env::consts::ARCH;
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -14,6 +16,9 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// The commands that the tests use, all of them links to busybox.
 const APPLETS: [&str; 9] = ["cat", "echo", "head", "sh", "seq", "sleep", "touch", "true", "wc"];
+
+/// Programs of the example, at the image's root.
+const PROGRAMS: [&str; 3] = ["cat.wat", "endless.wat", "hello.wat"];
 
 /// The archive, made once per test process.
 pub(crate) fn archive() -> &'static [u8] {
@@ -64,6 +69,11 @@ fn layer() -> Vec<u8> {
         layer.append_data(&mut header, folder, [].as_slice()).expect("add a folder to the layer");
     }
     add_file(&mut layer, "bin/busybox", 0o755, &fs::read(BUSYBOX).expect("read busybox"));
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("examples").join("wasm/programs");
+    for program in PROGRAMS {
+        let content = fs::read(programs.join(program)).expect("read a program");
+        add_file(&mut layer, program, 0o644, &content);
+    }
     for applet in APPLETS {
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Symlink);

@@ -1,8 +1,8 @@
 //! What a user of containerd sees of a shim, under real daemons of three releases. Each test has a
 //! daemon of its own, in a temporary folder, and ends by looking for anything that was left behind.
 //!
-//! The shim under test is `containerd-shim-host-v1`, built as users get it. `SHIM_BINARY` names another
-//! one: a path, or a bare name that is looked up beside the daemon. `containerd-shim-runc-v2` passes all
+//! The shim under test is `containerd-shim-host-v1`, built as users get it, and for some tests
+//! `containerd-shim-wasm-v1`. `SHIM_BINARY` names another one instead of the first: a path, or a bare name that is looked up beside the daemon. `containerd-shim-runc-v2` passes all
 //! but these: it leaves its socket behind when it is killed, from 1.7 on it loses an exit that happens
 //! while containerd is away, and in 2.1 now and then the event of the deletion.
 
@@ -16,13 +16,15 @@ mod leaks;
 mod preconditions;
 mod process;
 mod shim;
+mod wasm;
 
 use daemon::{Daemon, Release};
+use shim::Example;
 
 /// Makes each behaviour a test of its own under the given release.
 macro_rules! tests {
     ($release:expr) => {
-        tests! { $release,
+        tests! { $release, crate::Example::Host, crate::behaviours,
             run_prints_and_exits_with_the_containers_status
             run_passes_stdin_on_until_its_end
             run_delivers_all_output_of_a_container_that_exits_at_once
@@ -40,11 +42,22 @@ macro_rules! tests {
             a_killed_shim_takes_its_container_along_and_leaves_nothing
             a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
         }
+
+        mod wasm {
+            tests! { $release, crate::Example::Wasm, crate::wasm,
+                a_program_prints_and_exits_with_its_status
+                input_passes_through_a_program
+                a_program_that_never_ends_is_killed_or_told_to_end
+                an_exec_is_refused_with_a_sentence
+                a_file_that_is_no_program_is_named
+            }
+        }
     };
-    ($release:expr, $($behaviour:ident)*) => {
+    ($release:expr, $example:expr, $module:path, $($behaviour:ident)*) => {
+        use $module as behaviours;
         $(#[test]
         fn $behaviour() {
-            crate::under($release, crate::behaviours::$behaviour);
+            crate::under($release, $example, behaviours::$behaviour);
         })*
     };
 }
@@ -61,11 +74,11 @@ mod containerd_2 {
     tests!(crate::Release::V2);
 }
 
-fn under(release: Release, behaviour: fn(&mut Daemon)) {
+fn under(release: Release, example: Example, behaviour: fn(&mut Daemon)) {
     if let Some(reason) = preconditions::missing(release) {
         return preconditions::leave_out(&reason);
     }
-    let mut daemon = Daemon::start(release);
+    let mut daemon = Daemon::start(release, example);
     behaviour(&mut daemon);
     daemon.finish();
 }

@@ -1,7 +1,7 @@
-//! The shim under test.
+//! The shims under test.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -9,35 +9,47 @@ use serde_json::Value;
 
 use crate::daemon::Release;
 
-const NAME: &str = "containerd-shim-host-v1";
+/// An example whose shim is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Example {
+    Host,
+    Wasm,
+}
 
-/// The binary to run under `release`.
-pub(crate) fn binary(release: Release) -> PathBuf {
-    match env::var("SHIM_BINARY") {
-        Ok(path) if path.contains('/') => PathBuf::from(path),
-        Ok(name) => release.binary(&name),
-        Err(_) => built().to_owned(),
+const EXAMPLES: [&str; 2] = ["host", "wasm"];
+
+/// The binary to run under `release`: the example's, or for `host` the one that `SHIM_BINARY` names.
+pub(crate) fn binary(release: Release, example: Example) -> PathBuf {
+    match (example, env::var("SHIM_BINARY")) {
+        (Example::Host, Ok(path)) if path.contains('/') => PathBuf::from(path),
+        (Example::Host, Ok(name)) => release.binary(&name),
+        (Example::Host, Err(_)) => built()[0].clone(),
+        (Example::Wasm, _) => built()[1].clone(),
     }
 }
 
-/// Builds the example, once per test process. Release, because that is the file that users copy to
+/// Builds the examples, once per test process. Release, because that is the file that users copy to
 /// their nodes; cargo itself knows whether it is stale.
-fn built() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+fn built() -> &'static [PathBuf; EXAMPLES.len()] {
+    static BUILT: OnceLock<[PathBuf; EXAMPLES.len()]> = OnceLock::new();
     BUILT.get_or_init(|| {
         let output = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--package=host", "--message-format=json-render-diagnostics"])
+            .args(["build", "--release", "--message-format=json-render-diagnostics"])
+            .args(EXAMPLES.map(|name| format!("--package={name}")))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
             .expect("run cargo");
-        assert!(output.status.success(), "cargo cannot build {NAME}");
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == NAME)
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .expect("cargo names the binary that it built")
+        assert!(output.status.success(), "cargo cannot build the examples");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let messages: Vec<_> =
+            text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect();
+        EXAMPLES.map(|name| {
+            let is_it = |message: &&Value| message["target"]["name"] == format!("containerd-shim-{name}-v1");
+            let mut found = messages.iter().filter(is_it);
+            let executable = found.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+            executable.expect("cargo names the binaries that it built")
+        })
     })
 }

@@ -9,6 +9,7 @@ mod one_change;
 mod own_main;
 mod raw;
 mod readmes;
+mod wasm;
 
 use std::time::Duration;
 
