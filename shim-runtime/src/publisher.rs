@@ -32,9 +32,15 @@ const REFUSALS: u32 = 10;
 #[derive(Clone)]
 pub(crate) struct Publisher(Arc<Shared>);
 
+/// Takes events in containerd's place.
+#[cfg(feature = "testing")]
+type Sink = Box<dyn Fn(&Envelope) + Send + Sync>;
+
 struct Shared {
     /// containerd's TTRPC socket.
     address: String,
+    #[cfg(feature = "testing")]
+    sink: Option<Sink>,
     namespace: String,
     state: Mutex<State>,
     changed: Condvar,
@@ -46,6 +52,8 @@ struct State {
     thread_runs: bool,
     /// Set when containerd showed a sign of life: try at once.
     nudged: bool,
+    /// Nobody needs the thread any more.
+    closed: bool,
 }
 
 struct Event {
@@ -60,6 +68,21 @@ impl Publisher {
         let address = address.strip_prefix(crate::socket::SCHEME).unwrap_or(address).to_owned();
         let shared = Shared {
             address,
+            #[cfg(feature = "testing")]
+            sink: None,
+            namespace: namespace.to_owned(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Self(Arc::new(shared))
+    }
+
+    /// Hands each event to `sink` where it is published, without queue and thread.
+    #[cfg(feature = "testing")]
+    pub(crate) fn to_sink(namespace: &str, sink: impl Fn(&Envelope) + Send + Sync + 'static) -> Self {
+        let shared = Shared {
+            address: String::new(),
+            sink: Some(Box::new(sink)),
             namespace: namespace.to_owned(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -69,7 +92,13 @@ impl Publisher {
 
     /// Queues an event. Its time is now; its order is the order of these calls.
     pub(crate) fn publish(&self, topic: &'static str, type_name: &str, event: &impl Message) {
-        let Some(request) = self.encode(topic, type_name, event) else { return };
+        let Some(envelope) = self.envelope(topic, type_name, event) else { return };
+        #[cfg(feature = "testing")]
+        if let Some(sink) = &self.0.sink {
+            return sink(&envelope);
+        }
+        let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
+        let Ok(request) = request.write_to_bytes() else { return };
         let mut state = lock(&self.0.state);
         if state.queue.len() >= CAPACITY {
             drop_one(&mut state.queue);
@@ -82,18 +111,17 @@ impl Publisher {
         self.0.changed.notify_all();
     }
 
-    fn encode(&self, topic: &str, type_name: &str, event: &impl Message) -> Option<Vec<u8>> {
+    fn envelope(&self, topic: &str, type_name: &str, event: &impl Message) -> Option<Envelope> {
         let value = event.write_to_bytes().ok()?;
         // The daemon looks types up by their bare name, without a host in front.
         let type_url = type_name.to_owned();
-        let envelope = Envelope {
+        Some(Envelope {
             timestamp: Some(Timestamp::now()).into(),
             namespace: self.0.namespace.clone(),
             topic: topic.to_owned(),
             event: Some(Any { type_url, value, ..Any::default() }).into(),
             ..Envelope::default()
-        };
-        ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() }.write_to_bytes().ok()
+        })
     }
 
     fn start_thread(&self) -> bool {
@@ -119,6 +147,13 @@ impl Publisher {
         waited.unwrap_or_else(PoisonError::into_inner).0.queue.len()
     }
 
+    /// Ends the thread, and with it the trying; what waits is dropped.
+    #[cfg(feature = "testing")]
+    pub(crate) fn close(&self) {
+        lock(&self.0.state).closed = true;
+        self.0.changed.notify_all();
+    }
+
     /// How many events wait.
     pub(crate) fn len(&self) -> usize {
         lock(&self.0.state).queue.len()
@@ -138,8 +173,7 @@ impl Shared {
     fn run(&self) {
         let mut client = None;
         let mut back_off = BACK_OFF.0;
-        loop {
-            let (topic, request) = self.head();
+        while let Some((topic, request)) = self.head() {
             match self.forward(&mut client, request) {
                 Ok(()) => {
                     self.done();
@@ -160,12 +194,15 @@ impl Shared {
         }
     }
 
-    /// Waits for an event.
-    fn head(&self) -> (&'static str, Vec<u8>) {
+    /// Waits for an event; `None` once nobody needs it sent.
+    fn head(&self) -> Option<(&'static str, Vec<u8>)> {
         let mut state = lock(&self.state);
         loop {
+            if state.closed {
+                return None;
+            }
             if let Some(event) = state.queue.front() {
-                return (event.topic, event.request.clone());
+                return Some((event.topic, event.request.clone()));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -197,7 +234,7 @@ impl Shared {
     fn rest(&self, back_off: Duration) -> Duration {
         let until = Instant::now() + back_off;
         let mut state = lock(&self.state);
-        while !state.nudged {
+        while !state.nudged && !state.closed {
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
             else {
                 return (back_off * 2).min(BACK_OFF.1);

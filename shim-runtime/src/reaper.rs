@@ -160,6 +160,22 @@ impl Reaper {
         })
     }
 
+    /// Kills all watched children and sees them to their end. For the thread that forked them, before it ends:
+    /// its children would go to a thread that knows nothing of them.
+    #[cfg(feature = "testing")]
+    pub(crate) fn end_all(&self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let children: Vec<Pid> = lock(&self.0).watched.keys().copied().collect();
+        for pid in children {
+            let Ok(process) = sys::watch_process(pid) else { continue };
+            // A container's group goes with its leader; see `take`.
+            let _ = self.signal(pid, Signal::KILL, false);
+            let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(2000u16));
+        }
+        self.collect();
+    }
+
     /// How many children are watched.
     pub(crate) fn len(&self) -> usize {
         lock(&self.0).watched.len()

@@ -18,6 +18,12 @@ use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::sys;
 
+// For the harness, which is one more life, in a test's process.
+#[cfg(feature = "testing")]
+pub(crate) use self::assembly::{assemble, construct};
+#[cfg(feature = "testing")]
+pub(crate) use self::main_loop::reaping;
+
 /// Runs the shim: what the `main` of the attribute consists of. With `main = false`, call it from a `main` of
 /// your own, on the main thread.
 ///

@@ -12,6 +12,7 @@ use protobuf::Message;
 use ttrpc::proto::{FLAG_REMOTE_OPEN, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, Request};
 
 use super::Shared;
+use super::reply::Responder;
 use super::service::Incoming;
 use crate::error::{Error, Result};
 use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
@@ -116,10 +117,7 @@ impl Connection {
         self.check_stream(header)?;
         let request = Request::parse_from_bytes(payload)
             .map_err(|error| Error::invalid_argument(format!("cannot understand the request: {error}")))?;
-        let registry = self.server.registry.get();
-        let Some(service) = registry.and_then(|registry| registry.find(&request.service)) else {
-            return Err(Error::unimplemented(format!("service {}", request.service)));
-        };
+        let service = self.server.service(&request.service)?;
         if self.peer.open_calls() >= CALLS_LIMIT {
             return Err(Error::resource_exhausted(format!(
                 "{CALLS_LIMIT} calls of this connection are unanswered"
@@ -127,8 +125,7 @@ impl Connection {
         }
         let incoming = Incoming {
             server: &self.server,
-            peer: &self.peer,
-            stream: header.stream,
+            responder: Responder::Stream(self.peer.clone(), header.stream),
             method: &request.method,
             payload: &request.payload,
             deadline: deadline(request.timeout_nano)?,

@@ -2,6 +2,8 @@
 //! are read, the rest go to workers that exist only while there is work, and waiting calls are records.
 
 mod connection;
+#[cfg(feature = "testing")]
+mod direct;
 mod lifetime;
 mod listener;
 mod reply;
@@ -14,6 +16,10 @@ use std::sync::{Arc, OnceLock};
 use crate::api::Context;
 use crate::publisher::Publisher;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::connection::Connection;
+#[cfg(feature = "testing")]
+pub(crate) use self::direct::DirectClient;
 pub(crate) use self::lifetime::{Hold, Lifetime};
 pub(crate) use self::listener::Listener;
 pub use self::reply::{Reply, Waiters};

@@ -2,27 +2,82 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use protobuf::Message;
 
 use super::connection::Peer;
+#[cfg(feature = "testing")]
+use super::direct::DirectCall;
 use crate::error::{Error, Result};
 use crate::reaper::lock;
 
-/// The right to answer one call, once.
-pub(crate) struct Responder {
-    peer: Arc<Peer>,
-    stream: u32,
+/// Who is to be answered: the one place that tells the ways apart by which a call can come.
+#[derive(Clone)]
+pub(crate) enum Responder {
+    /// A stream of a connection.
+    Stream(Arc<Peer>, u32),
+    /// A caller in this process.
+    #[cfg(feature = "testing")]
+    Direct(Arc<DirectCall>),
 }
 
 impl Responder {
-    pub(crate) fn new(peer: Arc<Peer>, stream: u32) -> Self {
-        Self { peer, stream }
+    /// Answers a call that was never noted as open.
+    pub(crate) fn answer(&self, result: Result<Vec<u8>>) {
+        match self {
+            Self::Stream(peer, stream) => peer.answer(*stream, result),
+            #[cfg(feature = "testing")]
+            Self::Direct(call) => call.finish(result),
+        }
     }
 
-    pub(crate) fn answer(&self, result: Result<Vec<u8>>) {
-        self.peer.finish(self.stream, result);
+    /// Notes a call that will be answered later; the flag tells when its caller is gone.
+    pub(crate) fn open(&self) -> Arc<AtomicBool> {
+        match self {
+            Self::Stream(peer, stream) => peer.open(*stream),
+            #[cfg(feature = "testing")]
+            Self::Direct(call) => call.cancelled(),
+        }
+    }
+
+    /// Notes a call whose answer will be put aside, for at most until `deadline`.
+    pub(crate) fn open_parked(&self, deadline: Option<Instant>) -> Result<()> {
+        match self {
+            Self::Stream(peer, stream) => peer.open_parked(*stream, deadline),
+            // Its caller keeps the deadline.
+            #[cfg(feature = "testing")]
+            Self::Direct(_) => Ok(()),
+        }
+    }
+
+    /// Answers an open call, unless that was done or its caller is gone.
+    pub(crate) fn finish(&self, result: Result<Vec<u8>>) {
+        match self {
+            Self::Stream(peer, stream) => peer.finish(*stream, result),
+            #[cfg(feature = "testing")]
+            Self::Direct(call) => call.finish(result),
+        }
+    }
+
+    /// Whether an open call still waits for its answer.
+    fn is_expected(&self) -> bool {
+        match self {
+            Self::Stream(peer, stream) => peer.expects(*stream),
+            #[cfg(feature = "testing")]
+            Self::Direct(call) => call.is_open(),
+        }
+    }
+
+    /// Has `dropped` called when nobody waits for a parked answer any more, at once if that is so already.
+    fn when_dropped(&self, dropped: impl FnOnce() + Send + 'static) {
+        match self {
+            Self::Stream(peer, stream) => peer.when_dropped(*stream, dropped),
+            #[cfg(feature = "testing")]
+            Self::Direct(call) => call.when_dropped(dropped),
+        }
     }
 }
 
@@ -41,20 +96,20 @@ impl<T: Message> Reply<T> {
     /// Answers.
     pub fn send(mut self, result: Result<T>) {
         if let Some(responder) = self.responder.take() {
-            responder.answer(result.and_then(|response| encode(&response)));
+            responder.finish(result.and_then(|response| encode(&response)));
         }
     }
 
     /// Whether the caller has gone away.
     pub fn is_cancelled(&self) -> bool {
-        self.responder.as_ref().is_none_or(|responder| !responder.peer.expects(responder.stream))
+        self.responder.as_ref().is_none_or(|responder| !responder.is_expected())
     }
 }
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
         if let Some(responder) = self.responder.take() {
-            responder.answer(Err(Error::internal("the shim dropped the call without an answer")));
+            responder.finish(Err(Error::internal("the shim dropped the call without an answer")));
         }
     }
 }
@@ -81,8 +136,7 @@ impl<T> Default for Waiters<T> {
 impl<T: Message> Waiters<T> {
     /// Puts a call aside until [`answer`](Self::answer).
     pub fn park(&self, reply: Reply<T>) {
-        let Some(Responder { peer, stream }) = &reply.responder else { return };
-        let (peer, stream) = (peer.clone(), *stream);
+        let Some(responder) = reply.responder.clone() else { return };
         let key = {
             let mut parked = lock(&self.0);
             parked.next += 1;
@@ -91,7 +145,7 @@ impl<T: Message> Waiters<T> {
             key
         };
         let parked = Arc::downgrade(&self.0);
-        peer.when_dropped(stream, move || {
+        responder.when_dropped(move || {
             if let Some(parked) = parked.upgrade() {
                 let dropped = lock(&parked).replies.remove(&key);
                 drop(dropped);

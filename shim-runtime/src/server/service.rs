@@ -8,12 +8,19 @@ use std::time::Instant;
 
 use ttrpc::proto::KeyValue;
 
-use super::connection::Peer;
 use super::reply::Responder;
-use super::{Place, Shared};
+use super::{Place, Server, Shared};
 use crate::api::Call;
 use crate::error::{Error, Result};
 use crate::logger::panic_message;
+
+impl Server {
+    /// The service of that name, as soon as there are services.
+    pub(crate) fn service(&self, name: &str) -> Result<Arc<dyn Service>> {
+        let found = self.registry.get().and_then(|registry| registry.find(name));
+        found.ok_or_else(|| Error::unimplemented(format!("service {name}")))
+    }
+}
 
 /// Answers the calls of one service. `handle` runs on the loop and must not block.
 pub(crate) trait Service: Send + Sync {
@@ -29,7 +36,7 @@ impl Registry {
         self.0.insert(name.to_owned(), service);
     }
 
-    pub(crate) fn find(&self, name: &str) -> Option<Arc<dyn Service>> {
+    fn find(&self, name: &str) -> Option<Arc<dyn Service>> {
         self.0.get(name).cloned()
     }
 
@@ -68,8 +75,7 @@ where
 /// A call that has been read and not yet answered.
 pub(crate) struct Incoming<'a> {
     pub(crate) server: &'a Shared,
-    pub(crate) peer: &'a Arc<Peer>,
-    pub(crate) stream: u32,
+    pub(crate) responder: Responder,
     pub(crate) method: &'a str,
     pub(crate) payload: &'a [u8],
     pub(crate) deadline: Option<Instant>,
@@ -83,7 +89,7 @@ impl Incoming<'_> {
 
     /// Answers on the spot, on the loop.
     pub(crate) fn answer(&self, result: Result<Vec<u8>>) {
-        self.peer.answer(self.stream, result);
+        self.responder.answer(result);
     }
 
     /// Answers on the spot with what `work` says, which must not block.
@@ -98,19 +104,18 @@ impl Incoming<'_> {
         place: Place,
         work: impl FnOnce(&Call<'_>) -> Result<Vec<u8>> + Send + 'static,
     ) {
-        let cancelled = self.peer.open(self.stream);
-        let responder = Responder::new(self.peer.clone(), self.stream);
+        let (cancelled, responder) = (self.responder.open(), self.responder);
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
         self.server.workers.run(place, move || {
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
-            responder.answer(caught(|| work(&call)));
+            responder.finish(caught(|| work(&call)));
         });
     }
 
     /// Prepares for an answer that is put aside.
     pub(crate) fn park(&self) -> Result<Responder> {
-        self.peer.open_parked(self.stream, self.deadline)?;
-        Ok(Responder::new(self.peer.clone(), self.stream))
+        self.responder.open_parked(self.deadline)?;
+        Ok(self.responder.clone())
     }
 
     /// Hands a parked call to `work` on a worker; `work` answers by itself.

@@ -50,6 +50,8 @@ struct State {
     running: usize,
     /// Jobs behind the one of their mailbox that is running or in the queue. A mailbox without one is absent.
     mailboxes: HashMap<String, VecDeque<Job>>,
+    /// No more jobs will come, so nobody need wait for any.
+    closed: bool,
 }
 
 /// One kind of workers and what they have to do next.
@@ -171,14 +173,15 @@ impl Workers {
                 return Some(job);
             }
             state.pool(kind).idle += 1;
-            let waited =
-                self.0.changed.wait_timeout_while(state, IDLE, |state| state.pool(kind).queue.is_empty());
+            let idle = |state: &mut State| state.pool(kind).queue.is_empty() && !state.closed;
+            let waited = self.0.changed.wait_timeout_while(state, IDLE, idle);
             let timed_out;
             (state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
             state.pool(kind).idle -= 1;
             // The children of a thread that ends go to the main thread, whose reaper would take their exits
             // from whoever waits for them.
-            if timed_out.timed_out() && state.pool(kind).queue.is_empty() && !sys::thread_has_children() {
+            let out_of_time = timed_out.timed_out() && !sys::thread_has_children();
+            if (out_of_time || state.closed) && state.pool(kind).queue.is_empty() {
                 state.pool(kind).threads -= 1;
                 return None;
             }
@@ -189,6 +192,13 @@ impl Workers {
     pub(crate) fn finish(&self, limit: Duration) {
         let state = lock(&self.0.state);
         drop(self.0.changed.wait_timeout_while(state, limit, |state| !state.is_idle()));
+    }
+
+    /// Lets idle workers end at once.
+    #[cfg(feature = "testing")]
+    pub(crate) fn close(&self) {
+        lock(&self.0.state).closed = true;
+        self.0.changed.notify_all();
     }
 
     /// How many threads there are, and how many jobs wait behind others.

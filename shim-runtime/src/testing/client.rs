@@ -2,9 +2,10 @@
 //! Calls block, are written to the timeline, and tell the judge what the shim answered.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -21,12 +22,14 @@ use ttrpc::Request;
 use ttrpc::proto::KeyValue;
 
 use super::bundle::Bundle;
+use super::events::Events;
 use super::failure::{Failure, Result};
 use super::promise;
 use super::stdio::Stdio;
 use super::system_time;
 use super::timeline::Timeline;
 use super::watch::{Answer, Exit, Watch};
+use crate::server::DirectClient;
 use crate::{Code, Signal};
 
 /// What the daemon gives State and Shutdown (contract 6.2); other calls have their client's deadline.
@@ -37,14 +40,39 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(30);
 /// The task service, aimed at one process of one container.
 #[derive(Clone)]
 pub struct Task {
-    pub(crate) client: ttrpc::Client,
+    pub(crate) transport: Transport,
     pub(crate) version: u32,
     pub(crate) metadata: Vec<KeyValue>,
     pub(crate) timeline: Timeline,
     pub(crate) watch: Watch,
+    pub(crate) events: Events,
     pub(crate) id: String,
     pub(crate) exec_id: String,
     pub(crate) limit: Option<Duration>,
+}
+
+/// How a call comes to the service.
+#[derive(Clone)]
+pub(crate) enum Transport {
+    /// As TTRPC over a connection.
+    Wire(ttrpc::Client),
+    /// Within this process.
+    Direct(Arc<DirectClient>),
+}
+
+impl Transport {
+    fn call(&self, request: Request) -> Result<Vec<u8>> {
+        let method = request.method.clone();
+        match self {
+            Self::Wire(client) => client
+                .request(request)
+                .map(|response| response.payload)
+                .map_err(|error| refused(&method, error)),
+            Self::Direct(client) => {
+                client.call(request).map_err(|error| Failure::call(&method, error.code(), error.to_string()))
+            }
+        }
+    }
 }
 
 /// A Wait under way.
@@ -143,8 +171,7 @@ impl Task {
             metadata: self.metadata.clone(),
             ..Request::default()
         };
-        let response = self.client.request(request).map_err(|error| refused(method, error))?;
-        R::parse_from_bytes(&response.payload).map_err(internal)
+        R::parse_from_bytes(&self.transport.call(request)?).map_err(internal)
     }
 
     fn tell(&self, answer: &Answer) {
@@ -374,11 +401,6 @@ pub(crate) fn is_stopped(state: &StateResponse) -> bool {
 
 fn exit(status: u32, at: &MessageField<Timestamp>) -> Exit {
     Exit { status, at: at.as_ref().and_then(system_time) }
-}
-
-/// When an answer came, to compare with stamps of events.
-pub(crate) fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 pub(crate) fn refused(method: &str, error: ttrpc::Error) -> Failure {

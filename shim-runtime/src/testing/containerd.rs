@@ -79,7 +79,14 @@ impl Builder {
     }
 
     /// Makes the directories and serves events.
-    pub fn build(mut self) -> Result<FakeContainerd> {
+    pub fn build(self) -> Result<FakeContainerd> {
+        let ctrd = self.build_without_socket()?;
+        ctrd.events().listen()?;
+        Ok(ctrd)
+    }
+
+    /// Makes the directories; events come without a connection.
+    pub(crate) fn build_without_socket(mut self) -> Result<FakeContainerd> {
         // Not below TMPDIR: socket paths are limited to 106 bytes, socket directories to 42 (contract 4).
         // Containers may run as another user, who must come through it.
         let root = tempfile::Builder::new()
@@ -101,7 +108,7 @@ impl Builder {
         let timeline = Timeline::new();
         let watch = Watch::new(timeline.clone());
         let socket = root.path().join("c.sock.ttrpc");
-        let events = Events::serve(socket, &self.0.namespace, timeline.clone(), watch.clone())?;
+        let events = Events::new(socket, &self.0.namespace, timeline.clone(), watch.clone());
         let (groups, informed) = (Mutex::default(), Mutex::default());
         let (addresses, clients) = (Mutex::default(), Mutex::default());
         let config = self.0;

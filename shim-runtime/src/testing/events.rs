@@ -138,8 +138,9 @@ struct Serving {
 }
 
 impl Events {
-    pub(crate) fn serve(path: PathBuf, namespace: &str, timeline: Timeline, watch: Watch) -> Result<Self> {
-        let events = Self(Arc::new(Shared {
+    /// A record of events to which nobody can connect yet.
+    pub(crate) fn new(path: PathBuf, namespace: &str, timeline: Timeline, watch: Watch) -> Self {
+        Self(Arc::new(Shared {
             path,
             namespace: namespace.to_owned(),
             timeline,
@@ -148,9 +149,7 @@ impl Events {
             arrival: Condvar::new(),
             answering: Mutex::default(),
             serving: Mutex::default(),
-        }));
-        events.listen()?;
-        Ok(events)
+        }))
     }
 
     /// Where it listens.
@@ -164,7 +163,7 @@ impl Events {
         self.listen()
     }
 
-    fn listen(&self) -> Result<()> {
+    pub(crate) fn listen(&self) -> Result<()> {
         let mut serving = lock(&self.0.serving);
         if serving.is_some() {
             return Ok(());
@@ -270,9 +269,7 @@ impl Events {
             Ok(forward) => forward.envelope.unwrap_or_default(),
             Err(error) => return refuse(Code::INTERNAL, error.to_string()),
         };
-        if let Err(reason) = validate(&envelope) {
-            let seen = format!("{reason} in the envelope of `{}`", envelope.topic);
-            self.0.watch.report(promise::EVENT_ENVELOPE, seen, "an envelope that the daemon takes");
+        if let Err(reason) = self.validate(&envelope) {
             return refuse(Code::INVALID_ARGUMENT, reason);
         }
         if let Some(index) = answering.lost.iter().position(|lost| *lost == envelope) {
@@ -288,6 +285,20 @@ impl Events {
             payload,
             ..Response::default()
         }
+    }
+
+    /// Takes an event that comes without a connection.
+    pub(crate) fn record(&self, envelope: &Envelope) {
+        if self.validate(envelope).is_ok() {
+            self.take(envelope);
+        }
+    }
+
+    fn validate(&self, envelope: &Envelope) -> Result<(), String> {
+        validate(envelope).inspect_err(|reason| {
+            let seen = format!("{reason} in the envelope of `{}`", envelope.topic);
+            self.0.watch.report(promise::EVENT_ENVELOPE, seen, "an envelope that the daemon takes");
+        })
     }
 
     fn take(&self, envelope: &Envelope) {
@@ -472,7 +483,8 @@ mod tests {
     fn service() -> (tempfile::TempDir, Events, Watch) {
         let dir = tempfile::tempdir().unwrap();
         let (timeline, watch) = (Timeline::new(), Watch::new(Timeline::new()));
-        let events = Events::serve(dir.path().join("e"), "ns", timeline, watch.clone()).unwrap();
+        let events = Events::new(dir.path().join("e"), "ns", timeline, watch.clone());
+        events.listen().unwrap();
         (dir, events, watch)
     }
 

@@ -1,9 +1,43 @@
-//! A stand-in for containerd that drives any shim binary, in the dialect of any containerd from 1.6 on: it
-//! makes bundles, runs `start`, speaks the task service, receives events, runs `delete` and looks for what is
-//! left. It needs no root, no containerd and no runc, unless the shim does.
+//! Tests of shims without containerd, at three distances and in one vocabulary:
 //!
-//! While it drives, it watches the promises in [`promise`]; a broken one is reported by name. Everything that
-//! happens is in the [`Timeline`], which a [`Failure`] shows when a test unwraps it.
+//! | | calls | for |
+//! |---|---|---|
+//! | [`Harness::new`] | the annotated struct, in the test's process | unit tests: milliseconds, a debugger, mocks |
+//! | [`Harness::wire`] | the same through TTRPC, over a pair of sockets | what encoding, deadlines and hang-ups change |
+//! | [`FakeContainerd`] | any shim's binary, from `start` to `delete` | the whole, in every dialect of containerd |
+//!
+//! None needs root, containerd or runc, unless the shim does. All three make a [`Bundle`], call a [`Task`],
+//! record [`Events`] that are compared by their short forms (`exit c1 3`, `exec-started c1/e1`), and watch the
+//! promises in [`promise`] while they drive; a broken one is reported by name. Everything that happens is in
+//! the [`Timeline`], which a [`Failure`] shows when a test unwraps it.
+//!
+//! A test of a shim's struct, with an exec and a refused container, is on [`Harness`]. The smallest:
+//!
+//! ```
+//! # use shim_runtime::prelude::*;
+//! # #[containerd_shim(runtime = "io.containerd.hello.v1", main = false)]
+//! # struct Hello;
+//! # impl Shim for Hello {
+//! #     type Container = Process;
+//! #     fn new(_: &Context) -> Result<Self> { Ok(Self) }
+//! #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+//! # }
+//! # use std::time::Duration;
+//! use shim_runtime::testing::{self, Harness};
+//!
+//! # fn main() -> testing::Result<()> {
+//! let harness = Harness::<Hello>::new()?; // or `wire()`
+//! let bundle = harness.bundle("c1").args(["sh", "-c", "exit 3"]).build()?;
+//! let task = harness.task(&bundle)?;
+//! assert_eq!(task.run(&bundle)?.answer(Duration::from_secs(10))?.exit_status, 3);
+//! task.remove()?;
+//! harness.assert_events(&["create c1", "start c1", "exit c1 3", "delete c1 3"])?;
+//! harness.check()
+//! # }
+//! ```
+//!
+//! The same for a binary, call by call. It is driven in the dialect of any containerd from 1.6 on: `start` is
+//! run and its answer read as that daemon does, the `delete` action follows, and what is left is looked for.
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -38,10 +72,12 @@ mod dialect;
 pub mod events;
 mod failure;
 mod frames;
+mod harness;
 mod launch;
 mod leaks;
 mod process;
 pub mod promise;
+mod sequence;
 mod shim;
 pub mod spec;
 mod start;
@@ -57,6 +93,7 @@ pub use dialect::Dialect;
 pub use events::{Event, Events};
 pub use failure::{Broken, Cause, Failure, Result};
 pub use frames::{Frame, RawConnection};
+pub use harness::Harness;
 pub use launch::{Launch, Output};
 pub use process::{Process, listeners, related_to};
 pub use shim::Shim;

@@ -6,14 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{DeleteResponse, StateResponse, Status};
+use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message;
 
 use super::bootstrap::Answer;
 use super::bundle::Bundle;
-use super::client::{self, HangUp, Task, Waiting};
+use super::client::{HangUp, Task, Waiting};
 use super::containerd::FakeContainerd;
-use super::events::Event;
 use super::failure::{Failure, Result};
 use super::frames::RawConnection;
 use super::launch::Output;
@@ -26,9 +25,6 @@ pub(crate) const DELETE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a server may take to end after Shutdown.
 const END_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long an event may take before its promise of order is not looked at.
-const STAMP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What `start` led to.
 pub(crate) struct Started {
@@ -102,74 +98,15 @@ impl Shim {
         RawConnection::connect(self.socket())
     }
 
-    /// What the daemon does between `start` and the user's process running: Create, Connect, Wait beside
-    /// Start, Start, State. Promises about the answers are reported, not returned.
+    /// See [`Task::run`], for the bundle that the shim was started for.
     pub fn run(&self) -> Result<Waiting> {
-        let task = &self.task;
-        let created = task.create(&self.bundle).inspect_err(|failure| {
-            if failure.code() == Some(Code::Unimplemented) {
-                let expected = format!("`{}`, as the answer of `start` says", task.service());
-                self.ctrd.watch().report(promise::TASK_SERVICE, failure.to_string(), expected);
-            }
-        })?;
-        let returned = client::now();
-        self.judge_created(created.pid);
-        let connected = task.connect().inspect_err(|failure| self.report_connect(failure.to_string()))?;
-        if connected.task_pid != created.pid || connected.shim_pid == 0 {
-            self.report_connect(format!("shim {} and task {}", connected.shim_pid, connected.task_pid));
-        }
-        self.judge_stamp(returned);
-        let waiting = task.wait();
-        let started = task.start()?;
-        let state = task.state()?;
-        self.judge_state(&state, started.pid, &[Status::RUNNING, Status::STOPPED]);
-        Ok(waiting)
-    }
-
-    fn judge_created(&self, pid: u32) {
-        let lives =
-            self.ctrd.watch().with_processes(|all| all.iter().any(|process| process.pid().get() == pid));
-        if !lives {
-            self.ctrd.watch().report(
-                promise::CREATE_PID,
-                format!("pid {pid}"),
-                "the pid of a process that lives",
-            );
-        }
-    }
-
-    fn report_connect(&self, seen: String) {
-        self.ctrd.watch().report(
-            promise::CONNECT_ALWAYS,
-            seen,
-            "the pids of the shim and of the created task",
-        );
-    }
-
-    /// The create event is on its way when Create answers, so a short while is enough to see its stamp.
-    fn judge_stamp(&self, returned: std::time::SystemTime) {
-        let is_it = |event: &&Event| event.topic == "/tasks/create" && event.container == self.bundle.id();
-        let find = |events: &[Event]| events.iter().rfind(is_it).cloned();
-        if let Some(event) = self.ctrd.events().wait_until(STAMP_LIMIT, find) {
-            self.ctrd.watch().stamped_before(&event, returned);
-        }
-    }
-
-    fn judge_state(&self, state: &StateResponse, pid: u32, expected: &[Status]) {
-        let right = state.status.enum_value().is_ok_and(|status| expected.contains(&status));
-        if !right || state.pid != pid || state.id != self.bundle.id() {
-            let seen = format!("{:?}, pid {}, id `{}`", state.status, state.pid, state.id);
-            let expected = format!("{expected:?}, pid {pid}, id `{}`", self.bundle.id());
-            self.ctrd.watch().report(promise::STATE_TRUE, seen, expected);
-        }
+        self.task.run(&self.bundle)
     }
 
     /// What the daemon does when a client deletes a container that has ended: State, Delete, and the shim's
     /// end as in [`Shim::end`].
     pub fn remove(&mut self) -> Result<DeleteResponse> {
-        let state = self.task.state()?;
-        self.judge_state(&state, state.pid, &[Status::STOPPED]);
-        let deleted = self.task.delete()?;
+        let deleted = self.task.remove()?;
         self.end()?;
         Ok(deleted)
     }

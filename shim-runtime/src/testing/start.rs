@@ -16,7 +16,7 @@ use ttrpc::proto::KeyValue;
 
 use super::bootstrap::{Answer, Told};
 use super::bundle::Bundle;
-use super::client::Task;
+use super::client::{Task, Transport};
 use super::containerd::FakeContainerd;
 use super::dialect::Dialect;
 use super::failure::{Doing, Failure, Result};
@@ -257,17 +257,24 @@ impl FakeContainerd {
             process::listeners(&path).into_iter().filter_map(|pid| Process::open(pid).ok()).collect();
         let version = self.config().task_version.unwrap_or(answer.version);
         let connection = ttrpc::Client::new(stream.try_clone()?.into_raw_fd());
-        let task = Task {
-            client: connection.doing(|| "cannot make a client")?,
+        let transport = Transport::Wire(connection.doing(|| "cannot make a client")?);
+        let task = self.task(transport, version, bundle.id());
+        Ok(Shim::new(self.clone(), bundle.clone(), Started { binary, answer, took, servers }, task, stream))
+    }
+
+    /// The task service behind a transport, aimed at a container.
+    pub(crate) fn task(&self, transport: Transport, version: u32, id: &str) -> Task {
+        Task {
+            transport,
             version,
             metadata: self.metadata(),
             timeline: self.timeline().clone(),
             watch: self.watch().clone(),
-            id: bundle.id().to_owned(),
+            events: self.events().clone(),
+            id: id.to_owned(),
             exec_id: String::new(),
             limit: None,
-        };
-        Ok(Shim::new(self.clone(), bundle.clone(), Started { binary, answer, took, servers }, task, stream))
+        }
     }
 
     fn metadata(&self) -> Vec<KeyValue> {
