@@ -1,4 +1,4 @@
-//! Drives a containerd shim without containerd.
+//! Makes containerd shims, and drives them without containerd.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,11 +7,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shim_runtime::testing::Dialect;
 
 mod bench;
+mod new;
 mod promises;
 mod run;
 mod table;
 
-/// Drives a containerd shim without containerd: plays the daemon's part and watches what the shim promises.
+/// Makes containerd shims and drives them without containerd: plays the daemon's part and watches what a shim
+/// promises.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -21,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    New(new::New),
     Run(run::Run),
     Bench(bench::Bench),
     Promises,
@@ -56,6 +59,7 @@ enum TaskVersion {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::New(new) => new::new(&new),
         Command::Run(run) => run::run(&run),
         Command::Bench(bench) => bench::bench(&bench),
         Command::Promises => promises::print(),
