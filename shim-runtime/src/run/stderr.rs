@@ -30,7 +30,7 @@ pub(super) fn forward(events: &mut EventLoop) -> Result<()> {
 pub(super) fn copy(log: File) -> Result<()> {
     let mut read = File::from(replace()?);
     let copy = move || {
-        let mut bytes = [0; 4096];
+        let mut bytes = [0; CHUNK];
         loop {
             match read.read(&mut bytes) {
                 // What does not fit is dropped, as the logger does.
