@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +16,7 @@ use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, WithContext};
+use crate::reaper::lock;
 use crate::wire::{CallError, Client};
 
 /// The longest path of a Unix socket: the kernel's 108 bytes with a NUL, and one less, as Go has it.
@@ -30,9 +32,11 @@ pub(crate) const PROBE_KEY: &str = "shim-runtime-probe";
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A socket's place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Socket {
     path: PathBuf,
+    /// Its directory, for the next lock; see [`Socket::keep_directory`].
+    kept: Arc<Mutex<Option<File>>>,
 }
 
 /// What [`Socket::claim`] found.
@@ -65,13 +69,13 @@ impl Socket {
                 format!("socket path `{path}` is {length} bytes long; at most {PATH_LIMIT} are possible");
             return Err(Error::invalid_argument(message));
         }
-        Ok(Self { path })
+        Ok(Self { path, kept: Arc::default() })
     }
 
     /// The socket that an address names; `None` for an address that is no path.
     pub(crate) fn from_address(address: &str) -> Option<Self> {
         let path = address.trim().strip_prefix(SCHEME)?;
-        Path::new(path).is_absolute().then(|| Self { path: path.into() })
+        Path::new(path).is_absolute().then(|| Self { path: path.into(), kept: Arc::default() })
     }
 
     /// What containerd dials.
@@ -130,8 +134,10 @@ impl Socket {
     /// Removes the socket for good, unless `stay`, asked under the lock, says that somebody needs it.
     /// Returns whether it was removed.
     pub(crate) fn retire(&self, stay: impl FnOnce() -> bool) -> Result<bool> {
-        let _lock = self.lock()?;
+        let held = self.lock()?;
         if stay() {
+            // There will be another end.
+            *lock(&self.kept) = held.unlock().ok();
             return Ok(false);
         }
         self.unlink().map(|()| true)
@@ -146,14 +152,26 @@ impl Socket {
             .map(|removed| !removed)
     }
 
+    /// Opens the directory now: at the end of a long life there may be no descriptor to be had, and without the
+    /// lock the socket could not be taken away.
+    pub(crate) fn keep_directory(&self) -> Result<()> {
+        *lock(&self.kept) = Some(self.open_directory()?);
+        Ok(())
+    }
+
+    fn open_directory(&self) -> Result<File> {
+        let dir = self.dir();
+        let options = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
+        options.context(|| format!("cannot open socket directory `{}`", dir.display()))
+    }
+
     /// Held from looking at the socket to acting on what was seen. A lock on the directory itself leaves no
     /// file behind, and no step under it waits for another process.
     fn lock(&self) -> Result<Flock<File>> {
-        let dir = self.dir();
-        let options = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
-        let file = options.context(|| format!("cannot open socket directory `{}`", dir.display()))?;
+        let kept = lock(&self.kept).take();
+        let file = kept.map_or_else(|| self.open_directory(), Ok)?;
         Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::from(errno).context(format!("cannot lock `{}`", dir.display())))
+            .map_err(|(_, errno)| Error::from(errno).context(self.cannot("lock the directory of")))
     }
 }
 

@@ -94,6 +94,7 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
     open_log(&S::CONFIG, &setup, in_foreground, &mut events)?;
     let server = assembly::assemble(setup, events.handle(), supervisor.clone(), publisher);
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
+    socket.keep_directory()?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
     let ran = events.run();
     server.workers.finish(ANSWER_LIMIT);
