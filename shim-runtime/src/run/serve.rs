@@ -142,6 +142,11 @@ fn open_when_ready<S: Entry>(
                 events.stop();
             }
         });
+        // When a thread ends, its children go to the main thread, whose reaper would take their exits from the
+        // author's code that waits for them.
+        while sys::thread_has_children() {
+            std::thread::park();
+        }
     };
     let spawned = std::thread::Builder::new().name("constructor".to_owned()).spawn(construct);
     if let Err(error) = spawned {
