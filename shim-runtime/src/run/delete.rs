@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::getpgid;
 use protobuf::Message;
 
-use super::main_loop::run_supervised;
+use super::main_loop::{outlive_signals, run_supervised};
 use super::start;
 use crate::api::{Context, DeleteResponse};
 use crate::args::Args;
@@ -27,6 +27,7 @@ const DEATH_LIMIT: u16 = 2000;
 
 /// Returns the answer to print.
 pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
+    outlive_signals()?;
     let cwd = std::env::current_dir().context(|| "cannot find the bundle, the working directory");
     let bundle = Bundle::new(args.bundle.clone().map_or(cwd, Ok)?);
     let record = bundle.record();

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use signal_hook::SigId;
 
@@ -53,6 +54,17 @@ pub(super) fn on_signal(
         events.watch(&arrivals.socket, token, Ready::EPOLLIN)?;
         Ok(Box::new(arrivals))
     })?;
+    Ok(())
+}
+
+/// Lets signals pass by in a short life, as Go's shims do: cut short, it would leave half of its work behind, and
+/// nobody would run it again (contract 9.2). Handled, for what is ignored would stay so in programs that are
+/// started.
+pub(super) fn outlive_signals() -> Result<()> {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
+        signal_hook::flag::register(signal, Arc::default())
+            .context(|| format!("cannot handle signal {signal}"))?;
+    }
     Ok(())
 }
 

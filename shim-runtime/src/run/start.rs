@@ -14,6 +14,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use serde::{Deserialize, Serialize};
 
 use super::info::read_input;
+use super::main_loop::outlive_signals;
 use super::placement;
 use crate::api::{Any, Context, Setup};
 use crate::args::Args;
@@ -47,6 +48,7 @@ pub(super) struct Handoff {
 pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     sys::close_all_on_exec();
     let input = read_input()?;
+    outlive_signals()?;
     let told = Told::parse(&input, &args.id, &args.namespace)?;
     let bundle =
         Bundle::new(std::env::current_dir().context(|| "cannot find the bundle, the working directory")?);
