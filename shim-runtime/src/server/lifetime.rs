@@ -154,7 +154,9 @@ impl Lifetime {
         if retire() {
             events.stop();
         } else {
+            // Whoever has come may go without a call, and nobody else would look.
             lock(&self.0.state).retire = Some(retire);
+            self.look_again(events, PATIENCE);
         }
     }
 }

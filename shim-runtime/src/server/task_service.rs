@@ -63,6 +63,22 @@ impl<T: Task> TaskService<T> {
         }
     }
 
+    /// Holds the server from its reading on: until it has made its task, nothing else would, and an end that
+    /// was asked for before may come in between.
+    fn create(&self, incoming: Incoming<'_>) {
+        let hold = incoming.server.lifetime.hold();
+        match decode::<CreateTaskRequest>(incoming.payload) {
+            Err(error) => incoming.answer(Err(error)),
+            Ok(request) => {
+                let task = self.0.clone();
+                incoming.offload(Place::Mailbox(request.process()), move |call| {
+                    let _held = hold;
+                    encode(&task.create(call, request)?)
+                });
+            }
+        }
+    }
+
     /// Parks its answer. An author's method runs aside and may park it there.
     fn wait(&self, incoming: Incoming<'_>) {
         let prepared =
@@ -94,7 +110,7 @@ impl<T: Task> Service for TaskService<T> {
             "Kill" => self.aside(incoming, T::kill),
             "Stats" => self.aside(incoming, T::stats),
             "Pids" => self.aside(incoming, T::pids),
-            "Create" => self.ordered(incoming, T::create),
+            "Create" => self.create(incoming),
             "Start" => self.ordered(incoming, T::start),
             "Delete" => self.ordered(incoming, T::delete),
             "Pause" => self.ordered(incoming, T::pause),
