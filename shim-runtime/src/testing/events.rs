@@ -17,7 +17,7 @@ use containerd_shim_protos::events::task as proto;
 use containerd_shim_protos::shim::event::Envelope;
 use protobuf::well_known_types::empty::Empty;
 use protobuf::well_known_types::timestamp::Timestamp;
-use protobuf::{Message, MessageFull};
+use protobuf::{Enum, Message, MessageFull};
 use ttrpc::{Code, Request, Response};
 
 use super::failure::{Doing, Failure, Result};
@@ -122,6 +122,8 @@ struct Shared {
 #[derive(Default)]
 struct Answering {
     lose_next: bool,
+    refuse_next: Option<Code>,
+    mute: bool,
     /// How often the service went away; connections of before must not take what they had read by then.
     stops: u32,
     /// The latest event of each connection, by its descriptor.
@@ -205,6 +207,17 @@ impl Events {
         lock(&self.0.answering).lose_next = true;
     }
 
+    /// Refuses the next event with that code, as a daemon does that cannot take it. It is not counted.
+    pub fn refuse_next(&self, code: crate::Code) {
+        lock(&self.0.answering).refuse_next = Code::from_i32(code as i32);
+    }
+
+    /// While mute, events are neither counted nor answered, as by a daemon that hangs.
+    pub fn set_mute(&self, mute: bool) {
+        self.0.timeline.note(if mute { "events service mute" } else { "events service answers again" });
+        lock(&self.0.answering).mute = mute;
+    }
+
     /// All events so far, in the order of their arrival.
     pub fn all(&self) -> Vec<Event> {
         lock(&self.0.seen).clone()
@@ -240,6 +253,9 @@ impl Events {
             if answering.stops != stops {
                 return;
             }
+            if answering.mute {
+                continue;
+            }
             let response = self.answer(&frame.body, &mut answering, stream.as_raw_fd());
             if std::mem::take(&mut answering.lose_next) {
                 let lost = answering.latest.remove(&stream.as_raw_fd());
@@ -271,6 +287,10 @@ impl Events {
         };
         if let Err(reason) = self.validate(&envelope) {
             return refuse(Code::INVALID_ARGUMENT, reason);
+        }
+        if let Some(code) = answering.refuse_next.take() {
+            self.0.timeline.note(format!("`{}` refused with {code:?}", envelope.topic));
+            return refuse(code, "refused on purpose".to_owned());
         }
         if let Some(index) = answering.lost.iter().position(|lost| *lost == envelope) {
             answering.lost.swap_remove(index);

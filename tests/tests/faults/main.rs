@@ -3,17 +3,25 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
+mod interleavings;
+mod limits;
 mod load;
+mod mutation;
+mod processes;
+mod publisher;
+mod signals;
 mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use protobuf::Message;
-use shim_runtime::testing::{BundleBuilder, FakeContainerd, Frame, RawConnection, Result, Shim, api};
+use shim_runtime::testing::{
+    BundleBuilder, FakeContainerd, Frame, Process, RawConnection, Result, Shim, api,
+};
 use shim_runtime::{Code, Pid, Signal};
 
 /// The shim that misbehaves on request.
@@ -167,4 +175,31 @@ impl Gate {
         }
         opened.unwrap()
     }
+}
+
+/// Runs the bundle's shim through a script that comes first.
+fn through(ctrd: &FakeContainerd, first: &str) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let script = ctrd.root().join(Path::new(FIXTURE).file_name().unwrap());
+    std::fs::write(&script, format!("#!/bin/sh\n{first}\nexec {FIXTURE} \"$@\"\n"))?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
+}
+
+/// The one socket of a stand-in's shims.
+fn only_socket(ctrd: &FakeContainerd) -> Option<PathBuf> {
+    std::fs::read_dir(ctrd.root().join("s")).unwrap().flatten().map(|entry| entry.path()).next()
+}
+
+/// Makes the test's process the parent of what its children leave behind, so that [`exit_status`] can ask.
+fn adopt_orphans() {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+}
+
+/// How a server that was started after [`adopt_orphans`] has ended; `None` for a signal.
+fn exit_status(server: &Process) -> Option<i32> {
+    use rustix::process::{WaitOptions, waitpid};
+    assert!(server.ended_within(LIMIT), "the server lives");
+    let pid = rustix::process::Pid::from_raw(server.pid().get() as i32);
+    waitpid(pid, WaitOptions::empty()).unwrap().unwrap().1.exit_status()
 }

@@ -1,0 +1,126 @@
+//! A system that has no more to give: what cannot be had is gone without, or waited for without spinning.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use nix::sys::stat::Mode;
+use shim_runtime::testing::{Dialect, FakeContainerd, Frame, Result};
+use shim_runtime::{Code, Pid, Signal};
+
+use super::{FIXTURE, LIMIT, MIB, answers, bundle, idle, memory, raw, state_request, through};
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = bundle(&ctrd, "c1", "").args(["sh", "-c", "exit 5"]).build()?;
+    let path = bundle.path().join("log");
+    std::fs::remove_file(&path)?;
+    nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let mut log =
+        OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&path)?;
+    while !log.write(&[b'x'; 512]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {}
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    answers(&shim)?;
+    let before = memory(shim.server()?.pid());
+    for _ in 0..200 {
+        shim.server()?.signal(Signal::USR1)?;
+        // What goes to standard error goes to the log.
+        assert!(raw(&shim)?.call(super::FAULTS, "panic", Vec::new())?.status.code.value() != 0);
+    }
+    assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 5);
+    let grown = memory(shim.server()?.pid()).saturating_sub(before);
+    assert!(grown < MIB, "{grown} bytes more");
+    shim.remove()?;
+    ctrd.check()
+}
+
+/// Processor time that a process has used, in ticks of 10 ms.
+fn ticks(pid: Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn connections_beyond_the_descriptor_limit_are_served_later_and_cost_no_time_meanwhile() -> Result<()> {
+    const CLIENTS: usize = 60;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let limited = through(&ctrd, "ulimit -n 32")?;
+    let bundle = bundle(&ctrd, "c1", "").args(["sh", "-c", "exit 6"]).build()?;
+    let mut shim = ctrd.start(&limited, &bundle)?;
+    let server = shim.server()?.pid();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = shim.raw()?;
+        client.send(&Frame::request(1, &state_request("nobody"))?)?;
+        clients.push(client);
+    }
+    // As many as there are descriptors are served; the others wait in the backlog.
+    let mut waiting = Vec::new();
+    let mut answered = Vec::new();
+    for mut client in clients {
+        client.set_timeout(Some(Duration::from_millis(if waiting.is_empty() { 2000 } else { 1 })))?;
+        match client.receive() {
+            Ok(Some(_)) => answered.push(client),
+            _ => waiting.push(client),
+        }
+    }
+    assert!(!answered.is_empty() && waiting.len() > CLIENTS / 4, "{} wait", waiting.len());
+    let before = ticks(server);
+    let none = |limit| ctrd.events().wait_until::<()>(limit, |_| None);
+    none(Duration::from_secs(2));
+    let used = ticks(server) - before;
+    assert!(used <= 20, "{used} ticks of 200 while it could do nothing");
+    // Those who leave make room for those who wait.
+    drop(answered);
+    for mut client in waiting {
+        client.set_timeout(Some(LIMIT))?;
+        assert!(client.receive()?.is_some());
+    }
+    assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 6);
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn without_descriptors_calls_fail_by_name_and_the_end_is_in_order() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let limited = through(&ctrd, "ulimit -n 32")?;
+    let bundle = bundle(&ctrd, "c1", "").args(["sleep", "1000"]).build()?;
+    let shim = ctrd.start(&limited, &bundle)?;
+    let clients: Vec<_> = (0..60).map(|_| shim.raw()).collect::<Result<_, _>>()?;
+    // The shim's own connection was accepted before them, and its descriptors are used up by them.
+    super::until("the shortage", || super::descriptors(shim.server().unwrap().pid()) >= 32);
+    let refused = shim.task().create(&bundle).unwrap_err();
+    assert!(refused.to_string().contains("cannot create container `c1`"), "{refused}");
+    assert_eq!(shim.task().state().unwrap_err().code(), Some(Code::NotFound));
+    shim.server()?.signal(Signal::TERM)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    assert!(!shim.socket().exists(), "the socket is left");
+    drop(clients);
+    shim.bundle().remove()?;
+    ctrd.check_leaks()
+}
+
+#[test]
+fn an_idle_shim_uses_no_time() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    let mut silent = raw(&shim)?;
+    silent.stream().write_all(&[0, 0, 0])?;
+    // A frame that is being skipped, and one that will not end.
+    let mut skipping = raw(&shim)?;
+    skipping.stream().write_all(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 1, 0, 1])?;
+    assert!(skipping.receive()?.is_some_and(|frame| frame.write_to(std::io::sink()).is_ok()));
+    answers(&shim)?;
+    let before = ticks(shim.server()?.pid());
+    ctrd.events().wait_until::<()>(Duration::from_secs(1), |_| None);
+    let used = ticks(shim.server()?.pid()) - before;
+    assert!(used <= 5, "{used} ticks of 100");
+    // Who has called nothing yet is waited for.
+    drop((silent, skipping));
+    shim.end()?;
+    ctrd.check()
+}
