@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 use shim_runtime::api::{
     ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
     DeleteResponse, Empty, KillRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
-    StateResponse, Status, Timestamp, WaitRequest, WaitResponse,
+    StateResponse, Status, TaskCreate, TaskDelete, TaskExit, TaskStart, Timestamp, WaitRequest,
+    WaitResponse,
 };
 use shim_runtime::prelude::*;
 use shim_runtime::{Bundle, Waiters};
@@ -24,6 +25,7 @@ struct HelloRuntime(Mutex<HashMap<String, Arc<Program>>>);
 
 /// A container.
 struct Program {
+    context: Context,
     args: Vec<String>,
     request: CreateTaskRequest,
     /// The signal that is to stop it; 0 before there is one.
@@ -48,7 +50,8 @@ impl RawShim for HelloRuntime {
 
 /// What is not written here is answered with `Unimplemented`, but for `pids`, which names the shim.
 impl Task for HelloRuntime {
-    fn create(&self, _: &Call<'_>, req: CreateTaskRequest) -> Result<CreateTaskResponse> {
+    // Events are queued before the answers that they belong to, so that no client is ahead of them.
+    fn create(&self, call: &Call<'_>, req: CreateTaskRequest) -> Result<CreateTaskResponse> {
         let id = req.id.clone();
         let args = Bundle::new(&req.bundle)
             .spec()?
@@ -64,7 +67,14 @@ impl Task for HelloRuntime {
         if programs.contains_key(&id) {
             return Err(Error::already_exists(format!("container `{id}` exists")));
         }
-        programs.insert(id, Arc::new(Program::new(args, req)));
+        call.publish(&TaskCreate {
+            container_id: id.clone(),
+            bundle: req.bundle.clone(),
+            pid: Pid::own().get(),
+            ..TaskCreate::default()
+        });
+        let context = Context::clone(call);
+        programs.insert(id, Arc::new(Program::new(context, args, req)));
         // A thread has no pid of its own.
         Ok(CreateTaskResponse {
             pid: Pid::own().get(),
@@ -72,7 +82,7 @@ impl Task for HelloRuntime {
         })
     }
 
-    fn start(&self, _: &Call<'_>, req: StartRequest) -> Result<StartResponse> {
+    fn start(&self, call: &Call<'_>, req: StartRequest) -> Result<StartResponse> {
         let program = self.find(&req.id, &req.exec_id)?;
         {
             let mut phase = lock(&program.phase);
@@ -82,6 +92,11 @@ impl Task for HelloRuntime {
             }
             *phase = Phase::Running;
         }
+        call.publish(&TaskStart {
+            container_id: req.id,
+            pid: Pid::own().get(),
+            ..TaskStart::default()
+        });
         thread::spawn(move || program.end(program.run().unwrap_or(1)));
         Ok(StartResponse {
             pid: Pid::own().get(),
@@ -133,30 +148,33 @@ impl Task for HelloRuntime {
         match phase {
             // Clients take this code for "already done".
             Phase::Stopped { .. } => return Err(Error::not_found("process already finished")),
-            Phase::Created => program.end(128 + req.signal),
+            Phase::Created => drop(program.end(128 + req.signal)),
             Phase::Running => program.stop.store(signal.number(), Ordering::Relaxed),
         }
         Ok(Empty::default())
     }
 
-    fn delete(&self, _: &Call<'_>, req: DeleteRequest) -> Result<DeleteResponse> {
+    fn delete(&self, call: &Call<'_>, req: DeleteRequest) -> Result<DeleteResponse> {
         let program = self.find(&req.id, &req.exec_id)?;
-        let phase = *lock(&program.phase);
-        let (status, at) = match phase {
-            Phase::Created => (0, SystemTime::now()),
-            Phase::Stopped { status, at } => (status, at),
-            Phase::Running => {
-                let message = format!("cannot delete container `{}`: it is running", req.id);
-                return Err(Error::failed_precondition(message));
-            }
-        };
-        // Whoever waits for one that was never started is told.
-        program.end(status);
+        if let Phase::Running = *lock(&program.phase) {
+            let message = format!("cannot delete container `{}`: it is running", req.id);
+            return Err(Error::failed_precondition(message));
+        }
+        // One that was never started ends here: whoever waits for it is told.
+        let (status, at) = program.end(0);
         lock(&self.0).remove(&req.id);
+        let exited_at = Some(Timestamp::from(at));
+        call.publish(&TaskDelete {
+            container_id: req.id,
+            pid: Pid::own().get(),
+            exit_status: status,
+            exited_at: exited_at.clone().into(),
+            ..TaskDelete::default()
+        });
         Ok(DeleteResponse {
             pid: Pid::own().get(),
             exit_status: status,
-            exited_at: Some(Timestamp::from(at)).into(),
+            exited_at: exited_at.into(),
             ..DeleteResponse::default()
         })
     }
@@ -194,9 +212,10 @@ impl HelloRuntime {
 }
 
 impl Program {
-    fn new(args: Vec<String>, request: CreateTaskRequest) -> Self {
+    fn new(context: Context, args: Vec<String>, request: CreateTaskRequest) -> Self {
         let (stop, phase) = (AtomicI32::new(0), Mutex::new(Phase::Created));
         Self {
+            context,
             args,
             request,
             stop,
@@ -222,16 +241,26 @@ impl Program {
         }
     }
 
-    /// Tells the end, the first one only.
-    fn end(&self, status: u32) {
+    /// Tells the end, the first one only, and returns it.
+    fn end(&self, status: u32) -> (u32, SystemTime) {
         let mut phase = lock(&self.phase);
-        if let Phase::Stopped { .. } = *phase {
-            return;
+        if let Phase::Stopped { status, at } = *phase {
+            return (status, at);
         }
         let at = SystemTime::now();
         *phase = Phase::Stopped { status, at };
+        // Under the lock: a Delete that comes next finds it queued.
+        self.context.publish(&TaskExit {
+            container_id: self.request.id.clone(),
+            id: self.request.id.clone(),
+            pid: Pid::own().get(),
+            exit_status: status,
+            exited_at: Some(Timestamp::from(at)).into(),
+            ..TaskExit::default()
+        });
         drop(phase);
         self.waiters.answer(&wait_response(status, at));
+        (status, at)
     }
 }
 
@@ -291,7 +320,8 @@ mod tests {
         assert_eq!(task.delete()?.exit_status, 2);
         assert_eq!(task.state().unwrap_err().code(), Some(Code::NotFound));
         assert_eq!(bundle.stdio().finish(LIMIT)?.stdout, b"hello world\n");
-        Ok(())
+        harness.assert_events(&["create c1", "start c1", "exit c1 2", "delete c1 2"])?;
+        harness.check()
     }
 
     #[test]
@@ -309,7 +339,7 @@ mod tests {
         task.kill(Signal::TERM)?;
         assert_eq!(exit.answer(LIMIT)?.exit_status, 143);
         assert_eq!(task.delete()?.exit_status, 143);
-        Ok(())
+        harness.check()
     }
 
     #[test]
