@@ -19,6 +19,8 @@ const REST: Duration = Duration::from_millis(100);
 pub(crate) struct Listener {
     socket: UnixListener,
     server: Shared,
+    /// Accepting has failed, and nobody was accepted since.
+    is_short: bool,
 }
 
 impl Listener {
@@ -27,7 +29,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         events.add(|token, events| {
             events.watch(&socket, token, Ready::EPOLLIN)?;
-            Ok(Box::new(Self { socket, server }))
+            Ok(Box::new(Self { socket, server, is_short: false }))
         })
     }
 
@@ -70,12 +72,18 @@ impl Source for Listener {
         }
         loop {
             match self.socket.accept() {
-                Ok((stream, _)) => self.accept(stream, events),
+                Ok((stream, _)) => {
+                    self.is_short = false;
+                    self.accept(stream, events);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Keep,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(error) => {
-                    log::warn!("cannot accept a connection for now: {error}");
+                    // Once for each shortage: it is tried again ten times a second.
+                    if !std::mem::replace(&mut self.is_short, true) {
+                        log::warn!("cannot accept a connection for now: {error}");
+                    }
                     self.rest(token, events);
                     return Next::Keep;
                 }
