@@ -91,9 +91,11 @@ impl Connection {
     }
 
     fn oversized(&mut self, header: Header) {
-        if header.kind == MESSAGE_TYPE_REQUEST {
+        if matches!(header.kind, MESSAGE_TYPE_REQUEST | MESSAGE_TYPE_DATA) {
             let message = format!("message of {} bytes exceeds the limit of {MAX_PAYLOAD}", header.length);
             self.refuse(header.stream, &Error::resource_exhausted(message));
+        }
+        if header.kind == MESSAGE_TYPE_REQUEST {
             self.last_stream = self.last_stream.max(header.stream);
         }
     }
