@@ -559,6 +559,29 @@ mod tests {
     }
 
     #[test]
+    fn an_event_can_be_refused_once() {
+        let (dir, events, _) = service();
+        let socket = dir.path().join("e");
+        events.refuse_next(crate::Code::InvalidArgument);
+        assert_eq!(publish(&socket, exit(3)).unwrap().status.code.value(), 3);
+        assert!(events.all().is_empty());
+        assert_eq!(publish(&socket, exit(3)).unwrap().status.code.value(), 0);
+        assert_eq!(events.all().len(), 1);
+    }
+
+    #[test]
+    fn a_mute_service_takes_connections_and_answers_nothing() {
+        let (dir, events, _) = service();
+        let mut connection = super::super::RawConnection::connect(dir.path().join("e")).unwrap();
+        connection.set_timeout(Some(Duration::from_millis(50))).unwrap();
+        events.set_mute(true);
+        assert!(connection.call(SERVICE, "Forward", Vec::new()).is_err());
+        events.set_mute(false);
+        connection.set_timeout(None).unwrap();
+        assert!(connection.call(SERVICE, "Forward", Vec::new()).is_ok());
+    }
+
+    #[test]
     fn the_service_can_go_and_come_back() {
         let (dir, events, _) = service();
         let socket = dir.path().join("e");

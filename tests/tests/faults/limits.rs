@@ -73,6 +73,7 @@ fn connections_beyond_the_descriptor_limit_are_served_later_and_cost_no_time_mea
     none(Duration::from_secs(2));
     let used = ticks(server) - before;
     assert!(used <= 20, "{used} ticks of 200 while it could do nothing");
+    assert_eq!(bundle.log().matches("cannot accept a connection for now").count(), 1, "said once");
     // Those who leave make room for those who wait.
     drop(answered);
     for mut client in waiting {

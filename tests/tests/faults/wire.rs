@@ -29,8 +29,45 @@ fn a_frame_above_the_limit_is_refused_and_skipped_and_its_connection_lives_on() 
     connection.stream().write_all(&header(length as u32, 1, 1, 0))?;
     assert_eq!(answer(&mut connection)?, (1, Code::ResourceExhausted as i32));
     connection.stream().write_all(&vec![0xff; length])?;
+    // Its stream was used up, and data of that size on none is no better.
+    connection.send(&Frame::request(1, &state_request("c1"))?)?;
+    assert_eq!(answer(&mut connection)?, (1, Code::InvalidArgument as i32));
+    connection.stream().write_all(&header(length as u32, 9, 3, 0))?;
+    assert_eq!(answer(&mut connection)?, (9, Code::ResourceExhausted as i32));
+    connection.stream().write_all(&vec![0xff; length])?;
     connection.send(&Frame::request(3, &state_request("c1"))?)?;
     assert_eq!(answer(&mut connection)?, (3, Code::NotFound as i32));
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_connection_of_another_user_is_closed_and_logged() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("SHIM_TESTS").is_none_or(|tests| tests != "all"), "root is needed");
+        println!("left out: faults::wire needs root to connect as another user");
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    let socket = shim.socket();
+    // The permissions would keep others out before anybody looks at their credentials.
+    for (path, mode) in [(ctrd.root().join("s"), 0o755), (socket.clone(), 0o777)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    let connect = move || {
+        let other = rustix::process::Uid::from_raw(65534);
+        // Of this thread alone.
+        rustix::thread::set_thread_res_uid(other, other, other).unwrap();
+        let mut connection = shim_runtime::testing::RawConnection::connect(socket).unwrap();
+        connection.set_timeout(Some(LIMIT)).unwrap();
+        connection.receive().unwrap()
+    };
+    assert_eq!(std::thread::spawn(connect).join().unwrap(), None);
+    let bundle = shim.bundle().clone();
+    until("the log", || bundle.log().contains("refused a connection of another user"));
+    answers(&shim)?;
     shim.end()?;
     ctrd.check()
 }
