@@ -42,7 +42,7 @@ impl Child {
     /// block; it may come before the call that started the process has returned.
     pub fn on_exit(&self, callback: impl FnOnce(Exit) + Send + 'static) {
         let workers = self.workers.clone();
-        self.running.exit.on_exit(move |exit| workers.run(Place::Aside, move || callback(exit)));
+        self.running.exit.on_exit(move |exit| workers.run(Place::Foreign, move || callback(exit)));
     }
 
     /// Notes in the bundle that this is its container's init process, and later how it ended. When the shim has

@@ -106,10 +106,14 @@ impl Incoming<'_> {
     ) {
         let (cancelled, responder) = (self.responder.open(), self.responder);
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
-        self.server.workers.run(place, move || {
+        let answering = responder.clone();
+        let taken = self.server.workers.offer(place, move || {
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
-            responder.finish(caught(|| work(&call)));
+            answering.finish(caught(|| work(&call)));
         });
+        if !taken {
+            responder.finish(Err(Error::resource_exhausted("no thread can be started for the call")));
+        }
     }
 
     /// Prepares for an answer that is put aside.

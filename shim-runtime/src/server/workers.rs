@@ -99,8 +99,18 @@ impl State {
 }
 
 impl Workers {
-    /// Has `job` done on a worker.
+    /// Has `job` done on a worker. Where none can be started it waits until one can, at the next job.
     pub(crate) fn run(&self, place: Place, job: impl FnOnce() + Send + 'static) {
+        self.place(place, job, true);
+    }
+
+    /// Like [`run`](Self::run), but drops the job and returns false when there is no worker for it and none can
+    /// be started.
+    pub(crate) fn offer(&self, place: Place, job: impl FnOnce() + Send + 'static) -> bool {
+        self.place(place, job, false)
+    }
+
+    fn place(&self, place: Place, job: impl FnOnce() + Send + 'static, keep: bool) -> bool {
         let mut state = lock(&self.0.state);
         let kind = match place {
             Place::Aside => {
@@ -114,7 +124,7 @@ impl Workers {
             Place::Mailbox(key) => {
                 if let Some(waiting) = state.mailboxes.get_mut(&key) {
                     waiting.push_back(Box::new(job));
-                    return;
+                    return true;
                 }
                 state.mailboxes.insert(key.clone(), VecDeque::new());
                 state.ordered.queue.push_back((Some(key), Box::new(job)));
@@ -124,10 +134,19 @@ impl Workers {
         let pool = state.pool(kind);
         if pool.idle < pool.queue.len() && pool.threads < kind.limit() {
             self.start_thread(kind, pool);
+            if pool.threads == 0 && !keep {
+                let refused = pool.queue.pop_back();
+                if let Some((Some(key), _)) = &refused {
+                    state.mailboxes.remove(key);
+                }
+                drop(state);
+                return false;
+            }
         } else {
             // All kinds wait on one condition variable; idle workers are few and short-lived.
             self.0.changed.notify_all();
         }
+        true
     }
 
     /// Starts a worker. Without one the job waits for another worker to end its own.

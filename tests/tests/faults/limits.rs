@@ -125,3 +125,35 @@ fn an_idle_shim_uses_no_time() -> Result<()> {
     shim.end()?;
     ctrd.check()
 }
+
+#[test]
+fn calls_for_which_there_is_no_thread_are_refused_and_the_others_answered() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = super::sleeping(&ctrd)?;
+    let server = shim.server()?.pid();
+    let mut calling = raw(&shim)?;
+    // Until the workers that started it have ended, they would take the calls.
+    super::until("the end of the workers", || super::status(server, "Threads") <= 2);
+    let set = |limit: Option<u64>| {
+        let pid = rustix::process::Pid::from_raw(server.get() as i32);
+        prlimit(pid, Resource::As, Rlimit { current: limit, maximum: None }).unwrap();
+    };
+    // Less than a stack, were it not for those of threads that have ended, which are used again.
+    set(Some((super::status(server, "VmSize") as u64 + 256) << 10));
+    let mut hung = raw(&shim)?;
+    for _ in 0..32 {
+        hung.begin(super::FAULTS, "hang", Vec::new())?;
+    }
+    let pids =
+        super::request("Pids", &shim_runtime::api::PidsRequest { id: "c1".into(), ..Default::default() });
+    let answer = calling.call(&pids.service, &pids.method, pids.payload.clone())?;
+    assert_eq!(answer.status.code.value(), Code::ResourceExhausted as i32, "{answer:?}");
+    answers(&shim)?;
+    set(None);
+    drop(hung);
+    let answer = calling.call(&pids.service, &pids.method, pids.payload)?;
+    assert_eq!(answer.status.code.value(), 0, "{answer:?}");
+    super::end(shim)?;
+    ctrd.check()
+}
