@@ -1,8 +1,9 @@
 //! Broken input for tests: seeded changes of sound bytes, so that a run that failed can be had again.
 
-/// How many rounds a loop over broken input makes: `SHIM_MUTATIONS` where it is set, else `usual`.
+/// How many rounds a loop over broken input makes: `SHIM_MUTATIONS` times the usual number where that is set.
 pub fn rounds(usual: usize) -> usize {
-    std::env::var("SHIM_MUTATIONS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+    let times = std::env::var("SHIM_MUTATIONS").ok().and_then(|times| times.parse().ok());
+    usual.saturating_mul(times.unwrap_or(1))
 }
 
 /// A stream of numbers that look random and are the same for the same seed.
