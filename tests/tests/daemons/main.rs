@@ -16,6 +16,7 @@ mod leaks;
 mod preconditions;
 mod process;
 mod shim;
+mod streams;
 mod wasm;
 
 use daemon::{Daemon, Release};
@@ -41,6 +42,16 @@ macro_rules! tests {
             an_exit_while_containerd_is_away_is_seen_afterwards
             a_killed_shim_takes_its_container_along_and_leaves_nothing
             a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
+        }
+
+        mod streams {
+            tests! { $release, crate::Example::Host, crate::streams,
+                run_with_a_terminal_has_its_size_and_gets_what_is_typed
+                exec_with_a_terminal_has_its_size_and_gets_what_is_typed
+                a_log_file_gets_all_output
+                a_logging_program_gets_all_output
+                clients_attach_one_after_the_other_and_across_a_restart
+            }
         }
 
         mod wasm {
