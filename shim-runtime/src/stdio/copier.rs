@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
@@ -20,7 +20,9 @@ use crate::reaper::lock;
 const CHUNK: usize = 64 << 10;
 const CHUNKS_PER_TURN: usize = 16;
 /// A reader that takes nothing for so long during the drain ends it.
-pub(super) const STALL: Duration = Duration::from_secs(2);
+const STALL: Duration = Duration::from_secs(2);
+/// How long the drain takes at most: a client gives the whole Delete 10 s (contract 5.3).
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why moving stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,13 +194,15 @@ impl Drain {
 
     /// Waits until everything was delivered, as long as somebody takes it.
     pub(super) fn wait(&self) {
+        let end = Instant::now() + DRAIN;
         let mut left = lock(&self.state);
         loop {
             let before = left.moved;
+            let limit = STALL.min(end.saturating_duration_since(Instant::now()));
             let waited =
-                self.changed.wait_timeout_while(left, STALL, |left| left.copiers > 0 && left.moved == before);
+                self.changed.wait_timeout_while(left, limit, |left| left.copiers > 0 && left.moved == before);
             left = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if left.copiers == 0 || left.moved == before {
+            if left.copiers == 0 || left.moved == before || limit.is_zero() {
                 return;
             }
         }

@@ -84,6 +84,14 @@ pub(super) fn has_reader(writer: &OwnedFd) -> bool {
     !ready_for(writer, PollFlags::empty())
 }
 
+/// The same pipe again, to read what nobody else reads any more; `None` if somebody does. A write that comes
+/// meanwhile may fail.
+pub(super) fn only_reader(pipe: OwnedFd) -> Result<Option<OwnedFd>> {
+    let writer = reopen_to_write(&pipe)?;
+    drop(pipe);
+    if has_reader(&writer) { Ok(None) } else { reopen_to_read(&writer).map(Some) }
+}
+
 /// Whether nobody can write any more into a pipe that we read.
 pub(super) fn has_ended(reader: &OwnedFd) -> bool {
     ready_for(reader, PollFlags::empty())

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,7 +15,7 @@ use super::fifo::{self, End};
 use super::output::{self, Sink};
 use super::uri::Program;
 use crate::error::{Error, Result, WithContext};
-use crate::reaper::Group;
+use crate::reaper::{Group, lock};
 use crate::server::{Hold, Lifetime};
 use crate::spawn::{Child, Command, Supervisor};
 use crate::sys;
@@ -34,8 +34,8 @@ const GRACE: Duration = Duration::from_secs(12);
 pub(super) struct Logger {
     child: Child,
     supervisor: Supervisor,
-    /// What it has not read yet can be seen here.
-    pipes: Arc<[OwnedFd; 2]>,
+    /// What it has not read yet can be seen here; `None` once it has ended.
+    pipes: Arc<Mutex<Option<[OwnedFd; 2]>>>,
     /// Ends the discarding that follows the program's end.
     pub(super) discards: [Arc<Control>; 2],
 }
@@ -58,7 +58,7 @@ impl Logger {
         let (out_read, stdout) = fifo::pipe(ours)?;
         let (err_read, stderr) = fifo::pipe(End::Neither)?;
         let (ready, tell) = fifo::pipe(End::Neither)?;
-        let pipes = Arc::new([out_read.try_clone()?, err_read.try_clone()?]);
+        let pipes = Arc::new(Mutex::new(Some([out_read.try_clone()?, err_read.try_clone()?])));
         let name = program.path.display().to_string();
         let mut command = Command::new(&program.path);
         command.args(program.args).env_clear();
@@ -89,16 +89,14 @@ impl Logger {
         }))
     }
 
-    /// A process outlives its logging program: from then on its output is thrown away.
+    /// A process outlives its logging program: from then on its output is thrown away, unless the program has
+    /// left it to another one.
     fn discard_after_its_end(&self, hold: Hold) {
-        let (pipes, discards) = (Arc::downgrade(&self.pipes), self.discards.clone());
+        let (pipes, discards) = (self.pipes.clone(), self.discards.clone());
         self.child.exit.on_exit(move |_| {
             drop(hold);
-            for (pipe, control) in pipes.upgrade().iter().flat_map(|pipes| pipes.iter()).zip(&discards) {
-                // Its own copy: it ends when the process's output does, however long the logger is known.
-                if let Ok(pipe) = pipe.try_clone()
-                    && fifo::never_block(&pipe).is_ok()
-                {
+            for (pipe, control) in lock(&pipes).take().into_iter().flatten().zip(&discards) {
+                if let Ok(Some(pipe)) = fifo::only_reader(pipe) {
                     output::start(control, Arc::new(pipe), Sink::Nowhere, None);
                 }
             }
@@ -116,7 +114,7 @@ impl Logger {
             }
             left = now;
             // At the end of both pipes it ends by itself. Whoever else holds one keeps it from seeing that.
-            if left == 0 && !self.pipes.iter().all(fifo::has_ended) {
+            if left == 0 && !self.sees_the_end() {
                 break;
             }
         }
@@ -125,7 +123,11 @@ impl Logger {
     }
 
     fn unread(&self) -> usize {
-        self.pipes.iter().map(sys::unread).sum()
+        lock(&self.pipes).iter().flatten().map(sys::unread).sum()
+    }
+
+    fn sees_the_end(&self) -> bool {
+        lock(&self.pipes).iter().flatten().all(fifo::has_ended)
     }
 
     /// Tells it to end, and kills it later if need be.

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::unistd::isatty;
 
 use super::copier::{Control, Halt, Share, Watch, again, discard, pump};
 use super::fifo;
 use super::file::FileCopier;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
+use crate::sys;
 
 /// How long output waits during the drain for a reader that is not there.
 const ABSENCE: Duration = Duration::from_millis(100);
@@ -46,6 +48,7 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         _companion: companion,
         control: control.clone(),
         share,
+        left: None,
         writes_only: false,
         readers: None,
         absence: None,
@@ -63,6 +66,8 @@ struct OutputCopier {
     _companion: Option<OwnedFd>,
     control: Arc<Control>,
     share: Option<Share>,
+    /// How much is still to be copied, of what the pipe held when the drain began.
+    left: Option<usize>,
     writes_only: bool,
     /// Tells of readers that come.
     readers: Option<Arc<OwnedFd>>,
@@ -74,16 +79,10 @@ struct OutputCopier {
 impl OutputCopier {
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
         let draining = self.control.is_finishing();
-        if let Some(from) = &self.from {
-            let (moved, halt) = self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
-            if let Some(share) = self.share.as_ref().filter(|_| draining) {
-                share.moved(moved);
-            }
-            match (halt, &self.to) {
+        if let Some(from) = self.from.clone() {
+            match (self.copy(&from, draining), &self.to) {
                 (Halt::Paused, _) => again(token, events),
-                // A process that the container has left behind may keep the pipe open for good, so what is
-                // there now is all.
-                (Halt::Starved, _) if !draining => self.watch.start(from, Ready::EPOLLIN, token, events)?,
+                (Halt::Starved, _) if !draining => self.watch.start(&from, Ready::EPOLLIN, token, events)?,
                 (Halt::Full, _) if draining && self.is_fifo => return self.wait_for_room(token, events),
                 (Halt::Full, Some(to)) => self.watch.start(to, Ready::EPOLLOUT, token, events)?,
                 (Halt::Lost, _) => {
@@ -98,6 +97,21 @@ impl OutputCopier {
             }
         }
         if self.from.is_none() { self.end(token, draining, events) } else { Ok(Next::Keep) }
+    }
+
+    /// Copies what there is. A process that the container has left behind may keep the pipe open for good, and
+    /// write on, so what there was when the drain began is all.
+    fn copy(&mut self, from: &OwnedFd, draining: bool) -> Halt {
+        // A terminal does not tell all that it holds.
+        if draining && self.left.is_none() && isatty(from) == Ok(false) {
+            self.left = Some(sys::unread(from));
+        }
+        let (moved, halt) = self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
+        if let Some(share) = self.share.as_ref().filter(|_| draining) {
+            share.moved(moved);
+        }
+        self.left = self.left.map(|left| left.saturating_sub(moved));
+        if self.left == Some(0) { Halt::Ended } else { halt }
     }
 
     /// The container is gone and the FIFO is full: only a reader can make room.

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use shim_runtime::testing::{Dialect, FakeContainerd, Result, Stdio, related_to};
+use shim_runtime::testing::{Dialect, FakeContainerd, Process, Result, Stdio, related_to};
 
-use super::{FIXTURE, Host, LIMIT, numbers, until, until_text, when};
+use super::{FIXTURE, Host, LIMIT, numbers, until_text, when};
 
 /// Writes a logging program in shell; `$LOGS` is the folder for what it gets.
 fn program(host: &Host, script: &str) -> String {
@@ -16,6 +16,13 @@ fn program(host: &Host, script: &str) -> String {
     fs::write(&path, format!("#!/bin/sh\nLOGS={logs}\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.to_string_lossy().into_owned()
+}
+
+/// The process that runs the logging program; its end is awaited before the file can be written anew.
+fn running(host: &Host) -> Process {
+    let path = host.ctrd.root().join("logger");
+    let pids = related_to(&path.to_string_lossy());
+    Process::open(*pids.first().expect("the logging program runs")).unwrap()
 }
 
 const BOTH: &str = "printf x >&5; exec 5>&-; cat <&3 >>$LOGS/out & exec 3<&-; cat <&4 >>$LOGS/err; wait";
@@ -88,14 +95,15 @@ fn a_program_that_cannot_be_run_fails_create_and_is_named() -> Result<()> {
 fn a_process_outlives_its_logging_program() -> Result<()> {
     let host = Host::new()?;
     let go = host.ctrd.root().join("go");
-    let uri = format!("binary://{}", program(&host, "printf x >&5; head -n 1 <&3 >$LOGS/out"));
+    let uri =
+        format!("binary://{}", program(&host, "printf x >&5; until [ -e $LOGS/end ]; do sleep 0.02; done"));
     let exec =
         host.add("e1", &format!("echo one; {}; seq 100000; exit 7", when(&go)), &Stdio::log(&uri, false))?;
     exec.start()?;
     let waiting = exec.wait();
-    until_text(&host.ctrd.root().join("out"), "one\n");
-    let path = host.ctrd.root().join("logger");
-    until("the logging program to end", || related_to(&path.to_string_lossy()).is_empty());
+    let logger = running(&host);
+    fs::write(host.ctrd.root().join("end"), "").unwrap();
+    assert!(logger.ended_within(LIMIT));
     fs::write(&go, "").unwrap();
     assert_eq!(waiting.answer(LIMIT)?.exit_status, 7);
     exec.delete()?;
@@ -108,10 +116,25 @@ fn a_program_that_does_not_end_is_killed_and_holds_up_delete_for_a_moment_only()
     let uri =
         format!("binary://{}", program(&host, "trap '' TERM; printf x >&5; while :; do sleep 0.1; done"));
     let exec = host.run("e1", "echo hi", &Stdio::log(&uri, false))?;
-    let start = Instant::now();
+    let (logger, start) = (running(&host), Instant::now());
     exec.within(Duration::from_secs(8)).delete()?;
-    let path = host.ctrd.root().join("logger").to_string_lossy().into_owned();
-    until("the logging program to be killed", || related_to(&path).is_empty());
+    assert!(logger.ended_within(LIMIT));
     assert!(start.elapsed() >= Duration::from_secs(12), "killed too early: {:?}", start.elapsed());
+    host.end()
+}
+
+#[test]
+fn a_program_that_leaves_its_work_to_another_keeps_all_output() -> Result<()> {
+    let host = Host::new()?;
+    let go = host.ctrd.root().join("go");
+    let uri = format!("binary://{}", program(&host, "cat <&3 >$LOGS/out 5>&- & exit 0"));
+    let script = format!("{}; seq 100000", when(&go));
+    let exec = host.add("e1", &script, &Stdio::log(&uri, false))?;
+    exec.start()?;
+    let waiting = exec.wait();
+    fs::write(&go, "").unwrap();
+    waiting.answer(LIMIT)?;
+    exec.delete()?;
+    until_text(&host.ctrd.root().join("out"), &numbers(100_000, "\n"));
     host.end()
 }

@@ -125,6 +125,20 @@ fn delete_does_not_wait_for_a_process_that_was_left_behind_with_the_streams() ->
 }
 
 #[test]
+fn delete_does_not_wait_for_a_process_that_was_left_behind_and_writes_on() -> Result<()> {
+    let host = Host::new()?;
+    let end = host.ctrd.root().join("end");
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
+    let flood = format!("until [ -e {} ]; do echo $$; done", end.display());
+    let exec =
+        host.run("e1", &format!("setsid sh -c 'trap : PIPE; {flood}' 2>/dev/null & echo hi"), &stdio)?;
+    exec.within(Duration::from_secs(4)).delete()?;
+    fs::write(&end, "").unwrap();
+    assert!(stdio.finish(LIMIT)?.stdout.windows(3).any(|line| line == b"hi\n"));
+    host.end()
+}
+
+#[test]
 fn a_reader_that_stopped_holds_up_delete_for_a_moment_only() -> Result<()> {
     let host = Host::new()?;
     let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
