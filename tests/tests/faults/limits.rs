@@ -145,6 +145,9 @@ fn calls_for_which_there_is_no_thread_are_refused_and_the_others_answered() -> R
     for _ in 0..32 {
         hung.begin(super::FAULTS, "hang", Vec::new())?;
     }
+    // Behind them, so they have been read, and have taken the stacks that were left.
+    let state = state_request("c1");
+    hung.call(&state.service, &state.method, state.payload)?;
     let pids =
         super::request("Pids", &shim_runtime::api::PidsRequest { id: "c1".into(), ..Default::default() });
     let answer = calling.call(&pids.service, &pids.method, pids.payload.clone())?;
