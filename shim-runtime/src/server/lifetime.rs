@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::event_loop::{EventLoop, Handle, Token};
+use crate::event_loop::{EventLoop, Handle, Timer, Token};
 use crate::reaper::lock;
 
 /// How long a daemon has for its first call, counted from the answer of its `start`, and again from its
@@ -39,6 +39,8 @@ struct State {
     expected: VecDeque<Instant>,
     /// Until when each connection is trusted to say something that has not yet.
     silent: HashMap<Token, Instant>,
+    /// When it is looked whether the server may end.
+    look: Option<Timer>,
     retire: Option<Retire>,
 }
 
@@ -74,7 +76,10 @@ impl Lifetime {
     fn look_again(&self, events: &mut EventLoop, delay: Duration) {
         let lifetime = self.clone();
         // A little later, so that what runs out then has run out when it is looked at.
-        events.after(delay + Duration::from_millis(1), move |events| lifetime.end_if_free(events));
+        let look = events.after(delay + Duration::from_millis(1), move |events| lifetime.end_if_free(events));
+        if let Some(before) = lock(&self.0.state).look.replace(look) {
+            events.cancel(before);
+        }
     }
 
     /// A connection was made.
@@ -87,13 +92,18 @@ impl Lifetime {
     /// A connection has sent its first call: that of a `start` that asks for a daemon of its own, or that of
     /// a daemon which was expected.
     pub(crate) fn used(&self, connection: Token, by_probe: bool, events: &mut EventLoop) {
-        {
+        let needless = {
             let mut state = lock(&self.0.state);
             state.silent.remove(&connection);
             if !by_probe {
                 state.used = true;
                 state.expected.pop_front();
             }
+            // Whoever asks the server to end has it looked at then; until that the loop can sleep.
+            if by_probe || state.asked { None } else { state.look.take() }
+        };
+        if let Some(look) = needless {
+            events.cancel(look);
         }
         if by_probe {
             self.expect(events);
