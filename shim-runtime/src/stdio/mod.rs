@@ -369,15 +369,15 @@ mod tests {
 
     #[test]
     fn streams_are_handed_to_a_user_as_far_as_it_is_named() {
-        let (own_uid, own_gid) = (geteuid().as_raw(), getegid().as_raw());
+        let (user, group) = (geteuid().as_raw(), getegid().as_raw());
         // Anybody may keep what is theirs; only root can give it away.
-        let (uid, gid) = if geteuid().is_root() { (1234, 5678) } else { (own_uid, own_gid) };
+        let (uid, gid) = if geteuid().is_root() { (1234, 5678) } else { (user, group) };
         let (read, write) = fifo::pipe(End::Neither).unwrap();
         let stdio = Stdio { stdin: Some(read), stdout: Some(write), ..Stdio::default() };
         stdio.set_owner(None, None).unwrap();
-        assert_eq!(owner(stdio.stdin.as_ref().unwrap()), (own_uid, own_gid));
+        assert_eq!(owner(stdio.stdin.as_ref().unwrap()), (user, group));
         stdio.set_owner(Some(uid), None).unwrap();
-        assert_eq!(owner(stdio.stdout.as_ref().unwrap()), (uid, own_gid));
+        assert_eq!(owner(stdio.stdout.as_ref().unwrap()), (uid, group));
         stdio.set_owner(None, Some(gid)).unwrap();
         assert_eq!(owner(stdio.stdout.as_ref().unwrap()), (uid, gid));
     }
