@@ -9,6 +9,7 @@
 mod caller;
 mod cost;
 mod floor;
+mod hung;
 mod round;
 
 use std::collections::{HashMap, HashSet};
@@ -48,6 +49,9 @@ pub(crate) struct Bench {
     /// How many shims of each binary run at once, to see what each adds; 0 for none
     #[arg(long, default_value_t = 50)]
     many: usize,
+    /// An annotation, `KEY=VALUE`, that makes a container's Start hang: calls beside 64 of these are measured
+    #[arg(long, value_name = "KEY=VALUE")]
+    hang: Option<String>,
     /// The command of the container, in one word with blanks
     #[arg(long, default_value = "sleep 1000")]
     args: String,
@@ -56,7 +60,7 @@ pub(crate) struct Bench {
 }
 
 /// What is measured, in the order of printing: name and unit.
-const CASES: [(&str, &str); 20] = [
+const CASES: [(&str, &str); 22] = [
     ("start returned", "ms"),
     ("first call answered", "ms"),
     ("State p50", "us"),
@@ -66,6 +70,8 @@ const CASES: [(&str, &str); 20] = [
     ("State on 8 connections", "calls/s"),
     ("State, 64 in flight", "calls/s"),
     ("CPU of a call", "us"),
+    ("State p99, 64 hung Starts", "us"),
+    ("Kill p99, 64 hung Starts", "us"),
     ("Stats p50", "us"),
     ("Pids p50", "us"),
     ("RSS", "KiB"),
@@ -125,6 +131,11 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
             running.end()?;
             samples.push(sample?);
             progress.inc(1);
+        }
+    }
+    if let Some(annotation) = &bench.hang {
+        for ((shim, dialect), samples) in binaries.iter().zip(&mut samples) {
+            samples.push(hung::measure(bench, shim, *dialect, annotation)?);
         }
     }
     if bench.idle > 0 {

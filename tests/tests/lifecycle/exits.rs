@@ -251,3 +251,37 @@ fn an_exec_that_cannot_be_started_names_its_program_and_has_no_exit_event() -> R
     ctrd.assert_events(&["create c1", "start c1", "exec-added c1/e1", "exit c1 137", "delete c1 137"])?;
     ctrd.check()
 }
+
+#[test]
+fn a_process_that_got_a_dead_container_s_pid_is_never_signalled() -> Result<()> {
+    let last_pid = std::path::Path::new("/proc/sys/kernel/ns_last_pid");
+    if !nix::unistd::geteuid().is_root() || !last_pid.exists() {
+        let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
+        assert!(!needed, "root and `{}` are needed", last_pid.display());
+        println!("left out: lifecycle::exits::pid reuse needs root and `{}`", last_pid.display());
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?.answer(LIMIT)?;
+    let pid = shim.task().state()?.pid;
+    let mut stranger = loop {
+        // The next process gets the pid, unless another one of this machine is quicker.
+        std::fs::write(last_pid, (pid - 1).to_string())?;
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn()?;
+        if child.id() == pid {
+            break child;
+        }
+        child.kill()?;
+        child.wait()?;
+    };
+    assert_eq!(shim.task().kill_with(Signal::KILL, true).unwrap_err().code(), Some(Code::NotFound));
+    shim.task().delete()?;
+    shim.delete_action()?;
+    assert!(stranger.try_wait()?.is_none(), "it was killed in the container's place");
+    stranger.kill()?;
+    stranger.wait()?;
+    shim.end()?;
+    ctrd.check_leaks()
+}

@@ -277,3 +277,30 @@ fn the_version_is_printed_without_any_other_flag() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_server_is_put_into_the_shim_cgroup_of_the_options() -> Result<()> {
+    use protobuf::Message;
+    // A version 1 hierarchy in which an empty group costs nothing.
+    let parent = std::path::Path::new("/sys/fs/cgroup/pids");
+    let name = format!("shim-cgroup-{}", std::process::id());
+    let cgroup = parent.join(&name);
+    if !parent.join("cgroup.procs").exists() || std::fs::create_dir(&cgroup).is_err() {
+        let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
+        assert!(!needed, "root and a pids hierarchy of version 1 are needed");
+        println!("left out: lifecycle::start::shim_cgroup needs root and a pids hierarchy of version 1");
+        return Ok(());
+    }
+    let options =
+        containerd_shim_protos::shim::oci::Options { shim_cgroup: name.clone(), ..Default::default() };
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = bundle(&ctrd, "c1", "").args(["true"]);
+    let bundle = bundle.options("containerd.runc.v1.Options", options.write_to_bytes().unwrap()).build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let member = std::fs::read_to_string(format!("/proc/{}/cgroup", shim.server()?.pid()))?;
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    std::fs::remove_dir(&cgroup)?;
+    assert!(member.lines().any(|line| line.ends_with(&format!(":pids:/{name}"))), "{member}");
+    ctrd.check()
+}
