@@ -130,10 +130,9 @@ impl Stdio {
         self.close_stdin();
         self.read_on();
         // A background open that nobody ever answered would wait for ever.
-        for path in self.fifos() {
-            let both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-            drop(both);
-        }
+        // Held until all are closed: one may not have got as far as its open.
+        let both = |path| OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let _held: Vec<_> = self.fifos().map(both).collect();
         let streams = lock(&self.shared.streams);
         let closed = self.shared.changed.wait_while(streams, |streams| streams.open > 0);
         drop(closed);
