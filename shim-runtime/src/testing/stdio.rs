@@ -1,5 +1,5 @@
-//! The client's side of a process's stdio: FIFOs made and opened as containerd's clients do it, with blocking
-//! opens in the background (contract 5.3), captured or passed through. Readers can come late, stop and vanish.
+//! The client's side of a process's stdio: FIFOs made and opened as containerd's clients do it (contract 5.3),
+//! captured or passed through. Readers can come late, stop and vanish.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -106,16 +106,18 @@ impl Stdio {
         paths.into_iter()
     }
 
-    /// Opens the FIFOs, in the background: a client that comes late, or again.
+    /// Opens the FIFOs: a client that comes late, or again. The readers are there when this returns, however
+    /// busy the machine is: a shim cannot wait for long for one that may never come.
     pub fn attach(&self) -> Result<()> {
         let (stopped, stop) = io::pipe()?;
         *lock(&self.stop) = Some(stop);
         for path in self.fifos().filter(|path| *path != self.stdin()) {
+            let fifo = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
             lock(&self.shared.streams).open += 1;
             let (shared, stopped) = (Arc::clone(&self.shared), stopped.try_clone()?);
             let (mode, is_stderr) = (self.mode, path == self.stderr());
             thread::spawn(move || {
-                let _ = shared.read(&path, is_stderr, mode, &stopped);
+                let _ = shared.read(fifo, is_stderr, mode, &stopped);
                 lock(&shared.streams).open -= 1;
                 shared.changed.notify_all();
             });
@@ -262,8 +264,7 @@ impl Stdio {
 }
 
 impl Shared {
-    fn read(&self, path: &str, is_stderr: bool, mode: Mode, stopped: &PipeReader) -> io::Result<()> {
-        let mut fifo = File::open(path)?;
+    fn read(&self, mut fifo: File, is_stderr: bool, mode: Mode, stopped: &PipeReader) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let ready = wait_readable(&[fifo.as_fd(), stopped.as_fd()], Duration::from_hours(1))?;
@@ -273,11 +274,13 @@ impl Shared {
             if !ready[0] || self.waits_paused() {
                 continue;
             }
-            let count = fifo.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
+            // Not before it is ready: without a writer that has come, a read would give the end.
+            match fifo.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.take(&buffer[..count], is_stderr, mode),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
-            self.take(&buffer[..count], is_stderr, mode);
         }
     }
 
