@@ -46,6 +46,8 @@ mod managed;
 mod mount;
 #[cfg(any(test, feature = "testing"))]
 mod mutation;
+#[cfg(feature = "oci")]
+mod oci;
 mod process;
 mod publisher;
 mod reaper;
@@ -69,6 +71,8 @@ pub use bundle::{Bundle, ProcessSpec, RootSpec, Spec, UserSpec};
 pub use entry::{Config, Entry};
 pub use error::{Code, Error, Result, WithContext};
 pub use managed::Managed;
+#[cfg(feature = "oci")]
+pub use oci::{Engine, Oci};
 pub use process::Process;
 pub use run::run;
 pub use server::{Registry, Reply, Waiters};

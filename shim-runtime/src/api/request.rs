@@ -65,6 +65,11 @@ impl Create {
         decode_options(self.raw_options())
     }
 
+    /// The image that a checkpoint to be restored holds the differences to; empty for a whole one.
+    pub fn parent_checkpoint(&self) -> &str {
+        &self.request.parent_checkpoint
+    }
+
     /// What containerd wants mounted as the root file system.
     pub fn mounts(&self) -> &[Mount] {
         &self.request.rootfs

@@ -1,8 +1,9 @@
 //! What a user of containerd sees of a shim, under real daemons of three releases. Each test has a
 //! daemon of its own, in a temporary folder, and ends by looking for anything that was left behind.
 //!
-//! The shim under test is `containerd-shim-host-v1`, built as users get it, and for some tests
-//! `containerd-shim-wasm-v1`. `SHIM_BINARY` names another one instead of the first: a path, or a bare name that is looked up beside the daemon. `containerd-shim-runc-v2` passes all
+//! The shims under test are those of the examples `host`, `runc` and `wasm`, built as users get them.
+//! `SHIM_BINARY` names another one instead of the first: a path, or a bare name that is looked up beside the
+//! daemon. containerd's own `containerd-shim-runc-v2` passes all
 //! but these: it leaves its socket behind when it is killed, from 1.7 on it loses an exit that happens
 //! while containerd is away, and in 2.1 now and then the event of the deletion.
 
@@ -22,10 +23,10 @@ mod wasm;
 use daemon::{Daemon, Release};
 use shim::Example;
 
-/// Makes each behaviour a test of its own under the given release.
-macro_rules! tests {
-    ($release:expr) => {
-        tests! { $release, crate::Example::Host, crate::behaviours,
+/// What holds for every shim whose containers are processes.
+macro_rules! common {
+    ($release:expr, $example:expr) => {
+        tests! { $release, $example, crate::behaviours,
             run_prints_and_exits_with_the_containers_status
             run_passes_stdin_on_until_its_end
             run_delivers_all_output_of_a_container_that_exits_at_once
@@ -45,13 +46,26 @@ macro_rules! tests {
         }
 
         mod streams {
-            tests! { $release, crate::Example::Host, crate::streams,
+            tests! { $release, $example, crate::streams,
                 run_with_a_terminal_has_its_size_and_gets_what_is_typed
                 exec_with_a_terminal_has_its_size_and_gets_what_is_typed
                 a_log_file_gets_all_output
                 a_logging_program_gets_all_output
                 clients_attach_one_after_the_other_and_across_a_restart
             }
+        }
+    };
+}
+
+/// Makes each behaviour a test of its own under the given release.
+macro_rules! tests {
+    ($release:expr) => {
+        mod host {
+            common! { $release, crate::Example::Host }
+        }
+
+        mod runc {
+            common! { $release, crate::Example::Runc }
         }
 
         mod wasm {

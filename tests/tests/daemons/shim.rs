@@ -13,18 +13,19 @@ use crate::daemon::Release;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Example {
     Host,
+    Runc,
     Wasm,
 }
 
-const EXAMPLES: [&str; 2] = ["host", "wasm"];
+/// The package of each example, in their order.
+const EXAMPLES: [&str; 3] = ["host", "runc", "wasm"];
 
 /// The binary to run under `release`: the example's, or for `host` the one that `SHIM_BINARY` names.
 pub(crate) fn binary(release: Release, example: Example) -> PathBuf {
     match (example, env::var("SHIM_BINARY")) {
         (Example::Host, Ok(path)) if path.contains('/') => PathBuf::from(path),
         (Example::Host, Ok(name)) => release.binary(&name),
-        (Example::Host, Err(_)) => built()[0].clone(),
-        (Example::Wasm, _) => built()[1].clone(),
+        _ => built()[example as usize].clone(),
     }
 }
 
@@ -46,7 +47,8 @@ fn built() -> &'static [PathBuf; EXAMPLES.len()] {
         let messages: Vec<_> =
             text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect();
         EXAMPLES.map(|name| {
-            let is_it = |message: &&Value| message["target"]["name"] == format!("containerd-shim-{name}-v1");
+            let target = |message: &Value| message["target"]["name"].as_str().unwrap_or_default().to_owned();
+            let is_it = |message: &&Value| target(message).starts_with(&format!("containerd-shim-{name}-v"));
             let mut found = messages.iter().filter(is_it);
             let executable = found.find_map(|message| message["executable"].as_str().map(PathBuf::from));
             executable.expect("cargo names the binaries that it built")

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// Every example's package.
-pub(crate) const EXAMPLES: [&str; 6] = ["host", "layers", "one-change", "own-main", "raw", "wasm"];
+pub(crate) const EXAMPLES: [&str; 7] = ["host", "layers", "one-change", "own-main", "raw", "runc", "wasm"];
 
 /// The shim of that name, such as `raw` for `containerd-shim-raw-v1`.
 pub(crate) fn shim(name: &str) -> PathBuf {

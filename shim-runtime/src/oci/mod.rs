@@ -1,0 +1,269 @@
+//! Containers of an OCI runtime such as `runc` or `crun`: what containerd's own shim for them does (contract
+//! 11), as a ready-made [`Container`] like [`Process`](crate::Process).
+
+mod checkpoint;
+mod engine;
+mod info;
+mod options;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::{Map, Value};
+
+use self::checkpoint::Image;
+pub use self::engine::Engine;
+use self::engine::{Cli, read_pid};
+use self::options::{Options, write_private};
+use crate::api::{
+    Any, CheckpointTaskRequest, Container, Context, Create, Exec, Info, Started, Target, UpdateTaskRequest,
+};
+use crate::bundle::Bundle;
+use crate::error::{Code, Error, Result, WithContext};
+use crate::spawn::Command;
+use crate::stdio::Stdio;
+use crate::sys;
+use crate::types::{Exit, Pid, Signal};
+
+/// A container that an OCI runtime runs.
+///
+/// ```
+/// use std::path::Path;
+/// use shim_runtime::prelude::*;
+/// use shim_runtime::api::Any;
+/// use shim_runtime::{Engine, Info, Oci};
+///
+/// const RUNC: Engine = Engine::new("runc");
+/// # struct Runc;
+/// impl Shim for Runc {
+///     type Container = Oci;
+///     fn new(_: &Context) -> Result<Self> { Ok(Runc) }
+///     fn create(&self, req: &mut Create) -> Result<Oci> { Oci::create(req, RUNC) }
+///     fn restore(&self, req: &mut Create, image: &Path) -> Result<Oci> { Oci::restore(req, image, RUNC) }
+///     fn cleanup(cx: &Context) -> Result<Option<Exit>> { Oci::cleanup(cx, RUNC) }
+///     fn info(options: Option<&Any>) -> Result<Info> { Oci::info(options, RUNC) }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Oci {
+    cli: Cli,
+    bundle: Bundle,
+    options: Options,
+    made: Made,
+}
+
+/// How the container came to be.
+#[derive(Debug)]
+enum Made {
+    /// By the engine: its init waits to be started.
+    Created(Pid),
+    /// Not yet: it is an image.
+    Checkpointed(Image),
+}
+
+impl Oci {
+    /// Mounts the root file system and has the engine make the container.
+    ///
+    /// # Errors
+    /// The engine's own words after `OCI runtime create failed: `; `InvalidArgument` for options of another
+    /// type than `containerd.runc.v1.Options`.
+    pub fn create(req: &mut Create, engine: Engine) -> Result<Self> {
+        let (cli, options) = Self::prepare(req, engine)?;
+        let bundle = req.bundle().clone();
+        let pid_file = bundle.path().join("init.pid");
+        let mut command = cli.command("create");
+        command.arg("--bundle").arg(bundle.path());
+        connect(req.stdio()?, &options, &mut command)?;
+        options.flags(&mut command);
+        let created = cli.run_detached("create", command, &pid_file);
+        let pid = created.inspect_err(|error| give_up(&cli, &pid_file, error))?;
+        Ok(Self { cli, bundle, options, made: Made::Created(pid) })
+    }
+
+    /// Mounts the root file system for a container whose image was written by `checkpoint`. The engine brings
+    /// it back when it is started: until then its client may add to the root file system.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn restore(req: &mut Create, image: &Path, engine: Engine) -> Result<Self> {
+        let (cli, options) = Self::prepare(req, engine)?;
+        let bundle = req.bundle().clone();
+        let image = Image::new(image, req.parent_checkpoint(), &options, &bundle);
+        Ok(Self { cli, bundle, options, made: Made::Checkpointed(image) })
+    }
+
+    fn prepare(req: &mut Create, engine: Engine) -> Result<(Cli, Options)> {
+        let options = Options::of(req.raw_options())?;
+        options.write(req.bundle())?;
+        req.mount_rootfs()?;
+        Ok((Cli::new(engine, &options, req.context(), req.id(), req.bundle()), options))
+    }
+
+    /// The `delete` action: has the engine give up what is left of a container whose shim has died.
+    ///
+    /// # Errors
+    /// The engine's own words; a container that it does not know is no error.
+    pub fn cleanup(cx: &Context, engine: Engine) -> Result<Option<Exit>> {
+        let options = Options::read(cx.bundle());
+        Cli::new(engine, &options, cx, cx.id(), cx.bundle()).delete(true)?;
+        Ok(None)
+    }
+
+    /// What `-info` tells: the features that the engine says it has, or those that every engine has.
+    ///
+    /// # Errors
+    /// Names an engine that is missing.
+    pub fn info(options: Option<&Any>, engine: Engine) -> Result<Info> {
+        info::info(engine, options)
+    }
+
+    /// Where the engine writes the pid of an exec.
+    fn exec_pid_file(&self, exec: &str) -> PathBuf {
+        self.bundle.path().join(format!("{exec}.pid"))
+    }
+}
+
+impl Container for Oci {
+    fn start(&self, io: Stdio) -> Result<Started> {
+        let image = match &self.made {
+            Made::Created(_) => {
+                self.cli.run("start", self.cli.command("start"))?;
+                return Ok(Started::created());
+            }
+            Made::Checkpointed(image) => image,
+        };
+        let pid_file = self.bundle.path().join("init.pid");
+        let mut command = image.restore(&self.cli);
+        connect(io, &self.options, &mut command)?;
+        if self.options.no_pivot_root {
+            command.arg("--no-pivot");
+        }
+        command.args(["--no-subreaper", "--bundle"]).arg(self.bundle.path());
+        let restored = self.cli.run_detached("restore", command, &pid_file);
+        restored.inspect_err(|error| give_up(&self.cli, &pid_file, error)).map(Started::adopt)
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        match self.made {
+            Made::Created(pid) => Some(pid),
+            Made::Checkpointed(_) => None,
+        }
+    }
+
+    fn exec(&self, req: &Exec, io: Stdio) -> Result<Started> {
+        let spec = self.bundle.path().join(format!(".{}.exec.json", req.id()));
+        let pid_file = self.exec_pid_file(req.id());
+        let mut command = self.cli.command("exec");
+        command.arg("--detach").arg("--process").arg(&spec);
+        connect(io, &self.options, &mut command)?;
+        write_private(&spec, &process_of(req)?).context(|| format!("cannot write `{}`", spec.display()))?;
+        let run = self.cli.run_detached("exec", command, &pid_file);
+        let _ = std::fs::remove_file(&spec);
+        run.inspect_err(|_| end_left_behind(&pid_file)).map(Started::adopt)
+    }
+
+    fn kill(&self, to: &Target<'_>, signal: Signal) -> Result<()> {
+        if to.exec().is_some() {
+            return to.signal(signal);
+        }
+        self.cli.kill(signal, to.all())
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.cli.run("pause", self.cli.command("pause")).map(drop)
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.cli.run("resume", self.cli.command("resume")).map(drop)
+    }
+
+    fn update(&self, req: &UpdateTaskRequest) -> Result<()> {
+        let resources = req.resources.as_ref().map_or(&[][..], |resources| &resources.value);
+        let mut command = self.cli.command("update");
+        command.arg("--resources=-").stdin(readable(resources)?);
+        self.cli.run("update", command).map(drop)
+    }
+
+    fn checkpoint(&self, req: &CheckpointTaskRequest) -> Result<()> {
+        checkpoint::checkpoint(&self.cli, &self.bundle, req)
+    }
+
+    fn delete(&self, of: &Target<'_>) -> Result<()> {
+        match of.exec() {
+            Some(exec) => {
+                let _ = std::fs::remove_file(self.exec_pid_file(exec));
+                Ok(())
+            }
+            None => self.cli.delete(false),
+        }
+    }
+}
+
+impl Options {
+    /// What of them is for the engine's `create`.
+    fn flags(&self, command: &mut Command) {
+        if self.no_pivot_root {
+            command.arg("--no-pivot");
+        }
+        if self.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
+    }
+}
+
+/// Connects the container's streams, which the engine passes on, or has it send the terminal that it makes.
+fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<()> {
+    if io.is_terminal() {
+        command.arg("--console-socket").arg(io.console_socket()?);
+    } else {
+        // Whatever is not connected must not become the pipe that collects the command's own output.
+        for number in 0..=2 {
+            command.descriptor(number, File::options().read(true).write(true).open("/dev/null")?);
+        }
+    }
+    // 0 is who has them in any case.
+    let owner = |id: u32| Some(id).filter(|id| *id != 0);
+    io.set_owner(owner(options.io_uid), owner(options.io_gid))?;
+    io.apply(command)
+}
+
+/// The specification of an exec as a client sent it, with the terminal that it asked for: where the two differ,
+/// the request counts (contract 11.5).
+fn process_of(req: &Exec) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot understand the process specification of `{}`", req.id());
+    let mut process: Map<String, Value> = serde_json::from_slice(&req.raw_process().value)
+        .map_err(Error::invalid_argument_from)
+        .context(cannot)?;
+    process.insert("terminal".to_owned(), Value::Bool(req.is_terminal()));
+    serde_json::to_vec(&process).map_err(|error| Error::internal(error.to_string()))
+}
+
+/// A file without a name that holds `content`, to be read from its beginning.
+fn readable(content: &[u8]) -> Result<OwnedFd> {
+    use std::io::Seek;
+    let mut file = File::from(memfd_create(c"input", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// After a failure: has the engine give up a container that it has made all the same. One that the engine
+/// refused to make is not ours: its id may be that of another.
+fn give_up(cli: &Cli, pid_file: &Path, error: &Error) {
+    let refused = error.code() == Code::Unknown && !pid_file.exists();
+    if !refused && let Err(error) = cli.delete(true) {
+        log::warn!("cannot clean up after the failure: {error}");
+    }
+}
+
+/// After a failure: ends a process that the engine has started all the same.
+fn end_left_behind(pid_file: &Path) {
+    if let Ok(pid) = read_pid(pid_file)
+        && sys::is_child(pid)
+    {
+        let _ = sys::kill(pid, Signal::KILL);
+    }
+}
