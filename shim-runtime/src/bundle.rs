@@ -123,11 +123,14 @@ pub(crate) struct Record {
     pub(crate) init: Option<InitRecord>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exit: Option<ExitRecord>,
+    /// Everything of the container was given up by its shim: there is nothing to do for a `delete`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) given_up: bool,
 }
 
 impl Default for Record {
     fn default() -> Self {
-        Self { version: RECORD_VERSION, init: None, exit: None }
+        Self { version: RECORD_VERSION, init: None, exit: None, given_up: false }
     }
 }
 

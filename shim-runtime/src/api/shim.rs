@@ -37,8 +37,9 @@ pub trait Shim: Sized + Send + Sync + 'static {
         Err(Error::failed_precondition(message))
     }
 
-    /// The `delete` action, in a process of its own after the container's end or the shim's death: gives up
-    /// what is left of the container. Returns its exit where the runtime cannot know it.
+    /// The `delete` action, in a process of its own after the shim's death: gives up what is left of the
+    /// container. Returns its exit where the runtime cannot know it. Not called for a container whose Delete
+    /// was carried out, for nothing is left of that.
     fn cleanup(cx: &Context) -> Result<Option<Exit>> {
         let _ = cx;
         Ok(None)
@@ -83,7 +84,8 @@ pub trait RawShim: Sized + Send + Sync + 'static {
     /// Called once, before the first request is taken.
     fn new(cx: &Context) -> Result<Self>;
 
-    /// See [`Shim::cleanup`].
+    /// See [`Shim::cleanup`]; called after every container, for the runtime cannot know what a Delete of yours
+    /// has done.
     fn cleanup(cx: &Context) -> Result<Option<Exit>> {
         let _ = cx;
         Ok(None)

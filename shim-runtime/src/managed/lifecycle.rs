@@ -51,11 +51,13 @@ impl<S: Shim> Managed<S> {
             image => self.0.shim.restore(&mut create, Path::new(image)),
         })?;
         streams.begin();
-        let running = match (create.init.clone(), container.pid()) {
-            (None, Some(pid)) => Some(adopt(supervisor, &guard, pid)?),
-            (spawned, _) => spawned,
-        };
         crash::here("create.made");
+        let running = register(supervisor, &guard, entry, &create, &container).inspect_err(|_| {
+            let nobody = Target::new(None, None, Vec::new());
+            if let Err(error) = author(|| container.delete(&nobody)) {
+                log::warn!("cannot undo the creation of `{}`: {error}", entry.id);
+            }
+        })?;
         let restored = !request.checkpoint.is_empty();
         let pid = match running.as_ref().and_then(|running| running.pid) {
             Some(pid) => pid.get(),
@@ -63,7 +65,6 @@ impl<S: Shim> Managed<S> {
             None if restored => 0,
             None => Pid::own().get(),
         };
-        record_init(entry, running.as_deref())?;
         crash::here("create.recorded");
         let leftover = create.finish();
         // Nobody else writes it: the id was reserved by this call.
@@ -300,13 +301,18 @@ impl<S: Shim> Managed<S> {
             (processes.target("")?, processes.init.streams.clone())
         };
         crash::here("delete.begun");
-        if let Some(streams) = streams {
-            streams.drain();
+        // What is left of the output is delivered while the container is given up: nobody writes any more.
+        if let Some(streams) = &streams {
+            streams.finish();
         }
         let container = entry.container()?;
         author(|| container.delete(&target))?;
         crash::here("delete.given-up");
         mount::unmount_all(&entry.bundle.rootfs())?;
+        if let Some(streams) = streams {
+            streams.drain();
+        }
+        record_given_up(entry);
         let (answer, waiters, exit) = {
             let processes = entry.processes();
             let exit = processes.init.exit.unwrap_or(Exit::now(0));
@@ -351,11 +357,36 @@ impl<S: Shim> Managed<S> {
     }
 }
 
+/// Finds the process that author code has made, and notes it in the bundle.
+fn register<C: Container>(
+    supervisor: &Supervisor,
+    guard: &Guard,
+    entry: &Entry<C>,
+    create: &Create,
+    container: &C,
+) -> Result<Option<Arc<Running>>> {
+    let running = match (create.init.clone(), container.pid()) {
+        (None, Some(pid)) => Some(adopt(supervisor, guard, pid)?),
+        (spawned, _) => spawned,
+    };
+    record_init(entry, running.as_deref())?;
+    Ok(running)
+}
+
 /// Writes into the bundle whom a `delete` after our death may kill: the init, if it is a process.
 fn record_init<C>(entry: &Entry<C>, running: Option<&Running>) -> Result<()> {
     let mut record = lock(&entry.record);
     record.init = running.and_then(|running| running.pid).and_then(InitRecord::of);
     entry.bundle.write_record(&record)
+}
+
+/// Writes into the bundle that there is nothing left to do for `delete`. Without that it finds nothing to do.
+fn record_given_up<C>(entry: &Entry<C>) {
+    let mut record = lock(&entry.record);
+    record.given_up = true;
+    if let Err(error) = entry.bundle.write_record(&record) {
+        log::warn!("{error}");
+    }
 }
 
 /// Ends a process that waits at its gate, and waits until its exit is published: it has a create event, so

@@ -32,7 +32,8 @@ pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     let bundle = Bundle::new(args.bundle.clone().map_or(cwd, Ok)?);
     let record = bundle.record();
     // A shim that lives has given its container up itself, or still runs it.
-    let told = if group_lives(&bundle)? { None } else { give_up::<S>(args, &bundle, &record)? };
+    let is_done = group_lives(&bundle)? || record.given_up;
+    let told = if is_done { None } else { give_up::<S>(args, &bundle, &record)? };
     let known = record.exit.map(Exit::from).or(told);
     // Killed, as far as anybody can tell; what Go's shim always says.
     let exit = known.unwrap_or_else(|| Exit::now(128 + Signal::KILL.number() as u32));

@@ -203,10 +203,15 @@ impl Streams {
         }
     }
 
-    /// Waits until all output of an ended process that can still be delivered is, and ends the copying.
-    pub fn drain(&self) {
+    /// The process has ended: what is left of its output is still delivered, then the copying ends.
+    pub(crate) fn finish(&self) {
         self.process_ended();
         self.outputs.iter().for_each(Control::finish);
+    }
+
+    /// Waits until all output of an ended process that can still be delivered is, and ends the copying.
+    pub fn drain(&self) {
+        self.finish();
         self.drain.wait();
         self.end();
         if let Some(logger) = &self.logger {
