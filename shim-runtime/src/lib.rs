@@ -35,6 +35,7 @@ pub mod api;
 mod args;
 mod bootstrap;
 mod bundle;
+mod caller;
 mod cgroup;
 mod crash;
 mod entry;

@@ -15,7 +15,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
-use crate::error::{Error, Result, WithContext};
+use crate::caller::{Caller, Cancellation};
+use crate::error::{Code, Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::reaper::{ExitSlot, Group, Guard, Reaper};
 use crate::sys::{self, Image, RECORD, Step};
@@ -441,14 +442,22 @@ impl Supervisor {
     }
 
     /// Runs a command to its end and collects its output, as far as that was not given elsewhere. It is killed
-    /// at `deadline`, and when the shim ends.
-    pub(crate) fn run(&self, command: &mut Command, deadline: Option<Instant>) -> Result<Output> {
+    /// when the caller gives up, and when the shim ends.
+    pub(crate) fn run(&self, command: &mut Command, caller: &Caller) -> Result<Output> {
         let stdout = capture(command, 1)?;
         let stderr = capture(command, 2)?;
         let name = command.name();
         let child = self.spawn(command.dies_with_shim(), Group::Keep)?;
-        let [stdout, stderr] = collect([stdout, stderr], &child.exit, deadline)?;
-        if let Some(exit) = child.exit.wait(deadline) {
+        let watching = Watching::new(caller, &self.reaper, child.pid);
+        let [stdout, stderr] = collect([stdout, stderr], &child.exit, caller.deadline)?;
+        let exit = child.exit.wait(caller.deadline);
+        if watching.was_cancelled() {
+            return Err(Error::new(
+                Code::Cancelled,
+                format!("`{name}` was killed: its caller has gone away"),
+            ));
+        }
+        if let Some(exit) = exit {
             return Ok(Output { exit, stdout, stderr });
         }
         let _ = self.reaper.signal(child.pid, Signal::KILL, true);
@@ -466,6 +475,34 @@ impl Supervisor {
         let exit = ExitSlot::default();
         guard.adopt(pid, &exit)?;
         Ok(Child { pid, exit })
+    }
+}
+
+/// Has a command killed as soon as its caller goes away, until it is dropped.
+struct Watching<'a>(Option<&'a Cancellation>);
+
+impl<'a> Watching<'a> {
+    fn new(caller: &'a Caller, reaper: &Reaper, pid: Pid) -> Self {
+        let cancellation = caller.cancellation.as_deref();
+        if let Some(cancellation) = cancellation {
+            let reaper = reaper.clone();
+            cancellation.on_cancel(move || {
+                let _ = reaper.signal(pid, Signal::KILL, true);
+            });
+        }
+        Self(cancellation)
+    }
+
+    fn was_cancelled(&self) -> bool {
+        self.0.is_some_and(Cancellation::is_cancelled)
+    }
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        if let Some(cancellation) = self.0 {
+            cancellation.forget();
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use protobuf::Message;
 
 use super::{Any, Child, Event, Gated, Running};
 use crate::bundle::Bundle;
+use crate::caller::Caller;
 use crate::error::{Error, Result, WithContext};
 use crate::publisher::Publisher;
 use crate::reaper::Group;
@@ -99,12 +100,15 @@ impl Context {
     }
 
     /// Runs a runtime command to its end and collects its output, as far as that was not given elsewhere. It
-    /// ends with the shim. Blocks the calling thread only.
+    /// ends with the shim, and is killed when the RPC that it serves is given up: at its deadline, and when its
+    /// client goes away. Create and Start are finished for a client that went away, Delete in any case. Blocks
+    /// the calling thread only.
     ///
     /// # Errors
-    /// When it cannot be started, as with `reaper = false`. An exit status other than 0 is not an error here.
+    /// When it cannot be started, as with `reaper = false`; `DeadlineExceeded` or `Cancelled` when it was killed.
+    /// An exit status other than 0 is not an error here.
     pub fn run(&self, command: &mut Command) -> Result<Output> {
-        self.supervisor()?.run(command, None)
+        self.supervisor()?.run(command, &Caller::current())
     }
 
     /// Ends the shim in order: answers leave, events are flushed, the socket goes. Containers are not touched.

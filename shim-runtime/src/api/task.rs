@@ -1,7 +1,6 @@
 //! The low level: one method for each RPC of containerd's task service (contract 6).
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ttrpc::proto::KeyValue;
@@ -13,6 +12,7 @@ use super::{
     StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
     WaitResponse,
 };
+use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::server::Reply;
 use crate::types::Pid;
@@ -22,7 +22,7 @@ pub struct Call<'a> {
     pub(crate) context: &'a Context,
     pub(crate) deadline: Option<Instant>,
     pub(crate) metadata: &'a [KeyValue],
-    pub(crate) cancelled: Option<&'a AtomicBool>,
+    pub(crate) cancelled: Option<&'a Cancellation>,
 }
 
 impl Call<'_> {
@@ -34,7 +34,7 @@ impl Call<'_> {
     /// Whether the caller has gone away or its deadline has passed. What changes a container's state should be
     /// finished nevertheless.
     pub fn cancelled(&self) -> bool {
-        self.cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed))
+        self.cancelled.is_some_and(Cancellation::is_cancelled)
             || self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 

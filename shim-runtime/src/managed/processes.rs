@@ -170,6 +170,10 @@ impl Processes {
     /// Adds an exec, to be started later.
     pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
         self.init.check(Move::Exec)?;
+        if self.init.pid == 0 {
+            let message = format!("cannot execute a process in {}: it is not restored yet", self.init.what);
+            return Err(Error::failed_precondition(message));
+        }
         let names = StdioNames::from(&request);
         let exec = request.exec_id;
         if self.execs.contains_key(&exec) {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Map, Value};
@@ -22,11 +23,17 @@ use crate::api::{
     Any, CheckpointTaskRequest, Container, Context, Create, Exec, Info, Started, Target, UpdateTaskRequest,
 };
 use crate::bundle::Bundle;
+use crate::caller::while_undoing;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::spawn::Command;
 use crate::stdio::Stdio;
 use crate::sys;
 use crate::types::{Exit, Pid, Signal};
+
+/// Where the engine writes the pid of the init, in the bundle.
+const PID_FILE: &str = "init.pid";
+/// How long an engine may take to give up what a failed command of its has left.
+const UNDO: Duration = Duration::from_secs(10);
 
 /// A container that an OCI runtime runs.
 ///
@@ -73,7 +80,7 @@ impl Oci {
     pub fn create(req: &mut Create, engine: Engine) -> Result<Self> {
         let (cli, options) = Self::prepare(req, engine)?;
         let bundle = req.bundle().clone();
-        let pid_file = bundle.path().join("init.pid");
+        let pid_file = bundle.path().join(PID_FILE);
         let mut command = cli.command("create");
         command.arg("--bundle").arg(bundle.path());
         connect(req.stdio()?, &options, &mut command)?;
@@ -108,8 +115,9 @@ impl Oci {
     /// The engine's own words; a container that it does not know is no error.
     pub fn cleanup(cx: &Context, engine: Engine) -> Result<Option<Exit>> {
         let options = Options::read(cx.bundle());
-        Cli::new(engine, &options, cx, cx.id(), cx.bundle()).delete(true)?;
-        Ok(None)
+        let deleted = Cli::new(engine, &options, cx, cx.id(), cx.bundle()).delete(true);
+        // Without that file the engine, which may be missing, has never made a container here.
+        if cx.bundle().path().join(PID_FILE).exists() { deleted.map(|()| None) } else { Ok(None) }
     }
 
     /// What `-info` tells: the features that the engine says it has, or those that every engine has.
@@ -135,7 +143,7 @@ impl Container for Oci {
             }
             Made::Checkpointed(image) => image,
         };
-        let pid_file = self.bundle.path().join("init.pid");
+        let pid_file = self.bundle.path().join(PID_FILE);
         let mut command = image.restore(&self.cli);
         connect(io, &self.options, &mut command)?;
         if self.options.no_pivot_root {
@@ -254,7 +262,7 @@ fn readable(content: &[u8]) -> Result<OwnedFd> {
 /// refused to make is not ours: its id may be that of another.
 fn give_up(cli: &Cli, pid_file: &Path, error: &Error) {
     let refused = error.code() == Code::Unknown && !pid_file.exists();
-    if !refused && let Err(error) = cli.delete(true) {
+    if !refused && let Err(error) = while_undoing(UNDO, || cli.delete(true)) {
         log::warn!("cannot clean up after the failure: {error}");
     }
 }

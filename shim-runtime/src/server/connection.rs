@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use ttrpc::proto::{FLAG_REMOTE_OPEN, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, Re
 use super::Shared;
 use super::reply::Responder;
 use super::service::Incoming;
+use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
 use crate::reaper::lock;
@@ -232,7 +232,7 @@ struct Calls {
 
 #[derive(Default)]
 struct OpenCall {
-    cancelled: Arc<AtomicBool>,
+    cancelled: Arc<Cancellation>,
     parked: bool,
     timer: Option<Timer>,
     /// Takes the parked answer out of where it waits.
@@ -245,7 +245,7 @@ impl Peer {
     }
 
     /// Notes a call that will be answered later; the flag tells when its caller is gone.
-    pub(crate) fn open(&self, stream: u32) -> Arc<AtomicBool> {
+    pub(crate) fn open(&self, stream: u32) -> Arc<Cancellation> {
         let call = OpenCall::default();
         let cancelled = call.cancelled.clone();
         lock(&self.calls).open.insert(stream, call);
@@ -433,7 +433,7 @@ impl Peer {
             std::mem::take(&mut calls.open)
         };
         for call in open.into_values() {
-            call.cancelled.store(true, Ordering::Relaxed);
+            call.cancelled.cancel();
             if let Some(timer) = call.timer {
                 self.main.post(move |events| events.cancel(timer));
             }

@@ -1,7 +1,6 @@
 //! Calls from within this process, for tests: on the loop, in the mailboxes and parked like those of a
 //! connection, but without one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use ttrpc::Request;
 use super::Shared;
 use super::reply::Responder;
 use super::service::Incoming;
+use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
 use crate::reaper::lock;
@@ -83,7 +83,7 @@ fn take(server: &Shared, call: Arc<DirectCall>, request: Request, deadline: Opti
 }
 
 /// One call, until it is answered or given up.
-pub(crate) struct DirectCall(Mutex<State>, Arc<AtomicBool>);
+pub(crate) struct DirectCall(Mutex<State>, Arc<Cancellation>);
 
 struct State {
     /// Taken with the answer.
@@ -100,7 +100,7 @@ impl DirectCall {
         }
     }
 
-    pub(super) fn cancelled(&self) -> Arc<AtomicBool> {
+    pub(super) fn cancelled(&self) -> Arc<Cancellation> {
         self.1.clone()
     }
 
@@ -122,7 +122,7 @@ impl DirectCall {
     fn cancel(&self) {
         let State { sender, dropped } =
             std::mem::replace(&mut *lock(&self.0), State { sender: None, dropped: None });
-        self.1.store(true, Ordering::Relaxed);
+        self.1.cancel();
         drop(sender);
         if let Some(dropped) = dropped {
             dropped();

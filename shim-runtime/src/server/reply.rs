@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use protobuf::Message;
 use super::connection::Peer;
 #[cfg(feature = "testing")]
 use super::direct::DirectCall;
+use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::reaper::lock;
 
@@ -35,7 +35,7 @@ impl Responder {
     }
 
     /// Notes a call that will be answered later; the flag tells when its caller is gone.
-    pub(crate) fn open(&self) -> Arc<AtomicBool> {
+    pub(crate) fn open(&self) -> Arc<Cancellation> {
         match self {
             Self::Stream(peer, stream) => peer.open(*stream),
             #[cfg(feature = "testing")]

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use ttrpc::proto::KeyValue;
@@ -11,6 +10,7 @@ use ttrpc::proto::KeyValue;
 use super::reply::Responder;
 use super::{Place, Server, Shared};
 use crate::api::Call;
+use crate::caller::{Caller, Cancellation};
 use crate::error::{Error, Result};
 use crate::logger::panic_message;
 
@@ -83,7 +83,7 @@ pub(crate) struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    fn call<'c>(&'c self, cancelled: Option<&'c AtomicBool>) -> Call<'c> {
+    fn call<'c>(&'c self, cancelled: Option<&'c Cancellation>) -> Call<'c> {
         Call { context: &self.server.context, deadline: self.deadline, metadata: &self.metadata, cancelled }
     }
 
@@ -107,9 +107,10 @@ impl Incoming<'_> {
         let (cancelled, responder) = (self.responder.open(), self.responder);
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
         let answering = responder.clone();
+        let caller = Caller::of(self.method, deadline, &cancelled);
         let taken = self.server.workers.offer(place, move || {
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
-            answering.finish(caught(|| work(&call)));
+            answering.finish(caller.while_working(|| caught(|| work(&call))));
         });
         if !taken {
             responder.finish(Err(Error::resource_exhausted("no thread can be started for the call")));

@@ -363,6 +363,8 @@ impl Record {
     }
 
     fn same_pid(&mut self, pid: u32, name: &str, source: &str) -> Option<Broken> {
+        // One that is restored has none before its start (contract 6.3, Create).
+        self.pid = self.pid.filter(|known| *known != 0);
         let known = *self.pid.get_or_insert(pid);
         (known != pid).then(|| {
             broken(

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Plays an OCI runtime: notes how it is called in `calls` beside itself, and starts a sleep where an engine
+# would start a container. A file `fail-VERB` holds the words to fail with, `hang-VERB` has the verb hang.
+dir=$(dirname "$0")
+echo "$*" >>"$dir/calls"
+for word; do
+    case $before in
+    --log) log=$word ;;
+    --pid-file) pid_file=$word ;;
+    --process) cp "$word" "$dir/process" ;;
+    esac
+    case $word in
+    create | start | exec | kill | pause | resume | update | delete | checkpoint | restore) verb=${verb:-$word} ;;
+    esac
+    before=$word
+done
+env >"$dir/env-$verb"
+if [ -e "$dir/hang-$verb" ]; then
+    echo $$ >"$dir/hangs"
+    exec sleep 1000
+fi
+if [ -e "$dir/fail-$verb" ]; then
+    printf '{"level":"error","msg":"%s"}\n' "$(cat "$dir/fail-$verb")" >>"$log"
+    exit 1
+fi
+case $verb in
+create | exec | restore)
+    sleep 1000 &
+    echo $! >"$pid_file"
+    [ $verb = exec ] || echo $! >"$dir/init"
+    ;;
+kill) kill -s "$before" "$(cat "$dir/init")" ;;
+update) cat >"$dir/resources" ;;
+esac

@@ -1,0 +1,162 @@
+//! What an engine's failures become: its words, the codes that containerd acts on, and nothing left behind.
+
+use std::time::Duration;
+
+use containerd_shim_protos::shim::oci::Options;
+use protobuf::Message;
+use shim_runtime::api::{PauseRequest, Status};
+use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Process, Result};
+use shim_runtime::{Code, Pid, Signal};
+
+use crate::recorder::{Recorder, until, with_options};
+use crate::{LIMIT, shim};
+
+#[test]
+fn the_last_error_in_the_engine_s_log_is_what_the_client_reads() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let task = shim.task();
+    let words = |error: shim_runtime::testing::Failure, verb: &str| {
+        let expected = format!("OCI runtime {verb} failed: no {verb} today");
+        assert!(error.to_string().contains(&expected), "{error}");
+        assert_eq!(error.code(), Some(Code::Unknown));
+    };
+    for verb in ["start", "exec", "pause", "resume", "update"] {
+        recorder.fail(verb, &format!("no {verb} today"))?;
+    }
+    task.create(&bundle)?;
+    words(task.start().unwrap_err(), "start");
+    recorder.mend("start");
+    let exit = task.wait();
+    task.start()?;
+    let exec = task.exec("e1");
+    exec.add(&bundle, &["true"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+    words(exec.start().unwrap_err(), "exec");
+    words(task.pause().unwrap_err(), "pause");
+    recorder.mend("pause");
+    task.pause()?;
+    words(task.resume().unwrap_err(), "resume");
+    recorder.mend("resume");
+    task.resume()?;
+    words(task.update(&serde_json::json!({})).unwrap_err(), "update");
+    exec.delete()?;
+    task.kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_container_that_the_engine_refuses_to_make_is_none_of_its_containers() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    recorder.fail("create", "container with given ID already exists")?;
+    let error = shim.task().create(&bundle).unwrap_err();
+    assert!(error.to_string().contains("OCI runtime create failed: container with given ID"), "{error}");
+    assert_eq!(recorder.calls(bundle.path()).len(), 1, "another one's container must not be deleted");
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn an_engine_that_is_missing_is_named() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let options = Options { binary_name: "no-such-engine".into(), ..Options::default() };
+    let bundle = with_options(ctrd.bundle("c1"), &options).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let error = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(error.contains("OCI runtime create failed") && error.contains("`no-such-engine`"), "{error}");
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn options_of_another_type_are_refused_by_its_name() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = ctrd.bundle("c1").options("example.v1.Options", vec![10, 1, b'x']).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let error = shim.task().create(&bundle).unwrap_err();
+    assert_eq!(error.code(), Some(Code::InvalidArgument));
+    assert!(error.to_string().contains("`example.v1.Options`"), "{error}");
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_kill_of_what_is_gone_is_not_found_in_whatever_words_the_engine_says_so() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    let kill = |words: &str| -> Result<Option<Code>> {
+        recorder.fail("kill", words)?;
+        Ok(shim.task().kill_with(Signal::TERM, true).unwrap_err().code())
+    };
+    for words in [
+        "os: process already finished",
+        "container not running",
+        "No such process",
+        "container does not exist",
+    ] {
+        assert_eq!(kill(words)?, Some(Code::NotFound), "{words}");
+    }
+    assert_eq!(kill("permission denied")?, Some(Code::Unknown));
+    recorder.mend("kill");
+    shim.task().kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_create_that_hangs_ends_at_its_deadline_and_the_engine_is_told_to_forget_it() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    recorder.hang("create")?;
+    let error = shim.task().within(Duration::from_millis(500)).create(&bundle).unwrap_err();
+    assert_eq!(error.code(), Some(Code::DeadlineExceeded));
+    let deleted = || recorder.read("calls").lines().any(|call| call.ends_with(" delete --force c1"));
+    until("the engine to be told", deleted);
+    ended(&recorder);
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_command_ends_with_the_client_that_it_is_run_for_but_a_start_goes_on() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    recorder.hang("pause")?;
+    let mut client = shim.raw()?;
+    let task = shim.task();
+    let request = PauseRequest { id: "c1".into(), ..PauseRequest::default() };
+    client.begin(&task.service(), "Pause", request.write_to_bytes().unwrap_or_default())?;
+    recorder.until_it_hangs();
+    drop(client);
+    ended(&recorder);
+    until("the pause to be undone", || {
+        task.state().is_ok_and(|state| state.status == Status::RUNNING.into())
+    });
+    task.kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+/// Waits for the end of the engine that hangs.
+fn ended(recorder: &Recorder) {
+    let pid = recorder.read("hangs").trim().parse().ok().and_then(Pid::new);
+    if let Some(Ok(engine)) = pid.map(Process::open) {
+        assert!(engine.ended_within(LIMIT), "the engine still hangs");
+    }
+}
