@@ -19,7 +19,8 @@ mod runtime_name;
 pub(crate) struct New {
     /// The runtime's name: `io.containerd.NAME.vN` gives the binary `containerd-shim-NAME-vN`
     runtime: String,
-    /// What a container is: `host` (a process), `thread` (a thread of the shim), `raw` (all calls by hand)
+    /// What a container is: `host` (a process), `thread` (a thread of the shim), `oci` (one of `runc` or an engine
+    /// like it), `raw` (all calls by hand)
     #[arg(long, default_value = "host")]
     kind: String,
     /// Depend on the `shim-runtime` in this checkout of its workspace, instead of a release
@@ -50,31 +51,29 @@ const SHARED: [(&str, &str); 6] = [
     (".cargo/config.toml", include_str!("../../.cargo/config.toml")),
 ];
 
-type Files = [(&'static str, &'static str); 2];
+/// What sets the projects of a kind apart.
+struct Kind {
+    name: &'static str,
+    /// The runtime's feature that its shim needs.
+    feature: Option<&'static str>,
+    files: [(&'static str, &'static str); 2],
+}
 
-/// The kinds, with the files that are theirs.
-const KINDS: [(&str, Files); 3] = [
-    (
-        "host",
+/// The files of a kind, which have the same names in each.
+macro_rules! files {
+    ($kind:literal) => {
         [
-            ("src/main.rs", include_str!("../templates/host/main.rs")),
-            ("tests/containerd.rs", include_str!("../templates/host/containerd.rs")),
-        ],
-    ),
-    (
-        "thread",
-        [
-            ("src/main.rs", include_str!("../templates/thread/main.rs")),
-            ("tests/containerd.rs", include_str!("../templates/thread/containerd.rs")),
-        ],
-    ),
-    (
-        "raw",
-        [
-            ("src/main.rs", include_str!("../templates/raw/main.rs")),
-            ("tests/containerd.rs", include_str!("../templates/raw/containerd.rs")),
-        ],
-    ),
+            ("src/main.rs", include_str!(concat!("../templates/", $kind, "/main.rs"))),
+            ("tests/containerd.rs", include_str!(concat!("../templates/", $kind, "/containerd.rs"))),
+        ]
+    };
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { name: "host", feature: None, files: files!("host") },
+    Kind { name: "thread", feature: None, files: files!("thread") },
+    Kind { name: "raw", feature: None, files: files!("raw") },
+    Kind { name: "oci", feature: Some("oci"), files: files!("oci") },
 ];
 
 /// Runs the command.
@@ -92,8 +91,10 @@ pub(crate) fn new(new: &New) -> ExitCode {
 }
 
 fn generate(new: &New) -> Result<PathBuf, String> {
-    let project = Project::new(&new.runtime, new.path.as_deref())?;
-    let files = files(&new.kind)?;
+    let mut project = Project::new(&new.runtime, new.path.as_deref())?;
+    let kind = find(&new.kind)?;
+    project.feature = kind.feature;
+    let files: Vec<_> = SHARED.iter().chain(&kind.files).copied().collect();
     let dir = new.dir.clone().unwrap_or_else(|| PathBuf::from(&project.binary));
     if dir.symlink_metadata().is_ok() {
         return Err(format!("`{}` exists; remove it, or name another folder by `--dir`", dir.display()));
@@ -109,11 +110,9 @@ fn generate(new: &New) -> Result<PathBuf, String> {
     Ok(dir)
 }
 
-/// The files of a kind.
-fn files(kind: &str) -> Result<Vec<(&'static str, &'static str)>, String> {
-    let found = KINDS.iter().find(|(name, _)| *name == kind);
-    let (_, own) = found.ok_or_else(|| format!("unknown kind `{kind}`; write `host`, `thread` or `raw`"))?;
-    Ok(SHARED.iter().chain(own).copied().collect())
+fn find(kind: &str) -> Result<&'static Kind, String> {
+    let found = KINDS.iter().find(|known| known.name == kind);
+    found.ok_or_else(|| format!("unknown kind `{kind}`; write `host`, `thread`, `oci` or `raw`"))
 }
 
 /// What the names in the templates are replaced by.
@@ -123,6 +122,7 @@ struct Project {
     name: String,
     /// What comes before the features of the dependency.
     dependency: Option<String>,
+    feature: Option<&'static str>,
 }
 
 impl Project {
@@ -132,17 +132,20 @@ impl Project {
         let (version, kind) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let binary = format!("containerd-shim-{kind}-{version}");
         let dependency = path.map(dependency).transpose()?;
-        Ok(Self { runtime: runtime.to_owned(), binary, name: struct_name(kind), dependency })
+        Ok(Self { runtime: runtime.to_owned(), binary, name: struct_name(kind), dependency, feature: None })
     }
 
     fn text(&self, template: &str) -> String {
         let mut text = template.replace(RUNTIME, &self.runtime).replace(BINARY, &self.binary);
         text = text.replace(STRUCT, &self.name);
-        if let Some(path) = &self.dependency {
-            text = text.replace(RELEASE, &format!("shim-runtime = {{ {path} }}"));
-            text = text.replace(TESTED_RELEASE, &format!("shim-runtime = {{ {path}, "));
+        let source = self.dependency.as_deref().unwrap_or("version = \"0.1\"");
+        if let Some(feature) = self.feature {
+            text =
+                text.replace(RELEASE, &format!("shim-runtime = {{ {source}, features = [\"{feature}\"] }}"));
+        } else if self.dependency.is_some() {
+            text = text.replace(RELEASE, &format!("shim-runtime = {{ {source} }}"));
         }
-        text
+        text.replace(TESTED_RELEASE, &format!("shim-runtime = {{ {source}, "))
     }
 
     fn write(&self, dir: &Path, files: &[(&str, &str)]) -> std::io::Result<()> {
@@ -198,12 +201,10 @@ mod tests {
     #[test]
     fn the_names_of_the_templates_are_all_replaced() {
         let project = Project::new("io.containerd.my-vm.v2-rs", None).unwrap();
-        for (kind, _) in KINDS {
-            for (path, template) in files(kind).unwrap() {
-                let text = project.text(template);
-                assert!(!text.contains("hello.v1") && !text.contains("hello-v1"), "{kind}: {path}");
-                assert!(!text.contains(STRUCT), "{kind}: {path}");
-            }
+        for (path, template) in SHARED.iter().chain(KINDS.iter().flat_map(|kind| &kind.files)) {
+            let text = project.text(template);
+            assert!(!text.contains("hello.v1") && !text.contains("hello-v1"), "{path}: {text}");
+            assert!(!text.contains(STRUCT), "{path}: {text}");
         }
         assert!(project.text(SHARED[0].1).contains("name = \"containerd-shim-my-vm-v2-rs\""));
     }

@@ -124,6 +124,12 @@ fn a_raw_project_builds_passes_and_runs() -> Done {
     Ok(())
 }
 
+#[test]
+fn an_oci_project_builds_and_passes() -> Done {
+    // Its own test of the binary runs a container where it finds root and runc.
+    Project::generate("oci", "io.containerd.generated-oci.v1", "containerd-shim-generated-oci-v1")?.check()
+}
+
 /// The names in a folder.
 fn names(dir: &Path) -> Result<Vec<String>, Box<dyn Error>> {
     let mut names = Vec::new();
@@ -146,7 +152,7 @@ fn what_cannot_be_written_is_refused_in_one_sentence_and_nothing_is_left() -> Do
         (&["io..v1"], "a runtime name cannot have an empty part between dots"),
         (
             &["io.containerd.hello.v1", "--kind", "wasm"],
-            "unknown kind `wasm`; write `host`, `thread` or `raw`",
+            "unknown kind `wasm`; write `host`, `thread`, `oci` or `raw`",
         ),
         (&["io.containerd.hello.v1", "--path", "/"], "no `shim-runtime` in `/`; `--path` takes"),
         (&["io.containerd.hello.v1", "--dir", "no/such/folder"], "cannot write `no/such/folder`: "),

@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// Every example's package.
-pub(crate) const EXAMPLES: [&str; 7] = ["host", "layers", "one-change", "own-main", "raw", "runc", "wasm"];
+pub(crate) const EXAMPLES: [&str; 8] =
+    ["host", "layers", "one-change", "own-main", "raw", "runc", "runc-one-change", "wasm"];
 
 /// The shim of that name, such as `raw` for `containerd-shim-raw-v1`.
 pub(crate) fn shim(name: &str) -> PathBuf {
