@@ -22,6 +22,11 @@ use crate::wire::{Decoder, Frame, Header, MAX_PAYLOAD, response_frame};
 
 /// Reading stops while more than this is unsent: a client that does not read is not served.
 const UNSENT_LIMIT: usize = 256 << 10;
+/// Above this much unsent, an answer that is not small is left out: whatever calls were taken before the client
+/// stopped to read, their answers must fit.
+const ANSWERS_LIMIT: usize = 2 * MAX_PAYLOAD;
+/// What is small.
+const SMALL: usize = 4 << 10;
 /// How many calls of one connection may be unanswered; parked ones are counted apart.
 const CALLS_LIMIT: usize = 1024;
 /// How many calls of one connection may be parked.
@@ -158,7 +163,7 @@ impl Connection {
     }
 
     fn refuse(&self, stream: u32, error: &Error) {
-        self.peer.send(&response_frame(stream, Err(error)));
+        self.peer.send(stream, &response_frame(stream, Err(error)));
     }
 
     /// Watches for what the connection can use now.
@@ -220,6 +225,12 @@ struct Outbox {
     sent: usize,
     corked: bool,
     closed: bool,
+}
+
+impl Outbox {
+    fn unsent(&self) -> usize {
+        self.unsent.len() - self.sent
+    }
 }
 
 /// The calls that were not answered where they were read.
@@ -330,18 +341,29 @@ impl Peer {
 
     /// Answers a call that was never noted as open.
     pub(crate) fn answer(&self, stream: u32, result: Result<Vec<u8>>) {
-        self.send(&match result {
-            Ok(payload) => response_frame(stream, Ok(payload)),
-            Err(error) => response_frame(stream, Err(&error)),
-        });
+        self.send(
+            stream,
+            &match result {
+                Ok(payload) => response_frame(stream, Ok(payload)),
+                Err(error) => response_frame(stream, Err(&error)),
+            },
+        );
     }
 
     /// Sends what the socket takes now, and leaves the rest to the loop.
-    fn send(&self, bytes: &[u8]) {
+    fn send(&self, stream: u32, answer: &[u8]) {
         let mut outbox = lock(&self.outbox);
         if outbox.closed {
             return;
         }
+        let left_out;
+        let bytes = if answer.len() > SMALL && outbox.unsent() > ANSWERS_LIMIT {
+            let message = "the answer is left out: earlier ones of this connection are not read";
+            left_out = response_frame(stream, Err(&Error::resource_exhausted(message)));
+            &left_out
+        } else {
+            answer
+        };
         let had_unsent = !outbox.unsent.is_empty();
         let sent = if had_unsent || outbox.corked { 0 } else { self.write(&mut outbox, bytes) };
         if sent < bytes.len() {
@@ -415,8 +437,7 @@ impl Peer {
     }
 
     fn is_congested(&self) -> bool {
-        let outbox = lock(&self.outbox);
-        outbox.unsent.len() - outbox.sent > UNSENT_LIMIT
+        lock(&self.outbox).unsent() > UNSENT_LIMIT
     }
 
     fn is_closed(&self) -> bool {

@@ -134,6 +134,38 @@ fn twenty_thousand_requests_whose_answers_are_never_read_cost_no_memory_and_hold
 }
 
 #[test]
+fn large_answers_that_nobody_reads_are_left_out_beyond_a_bound() -> Result<()> {
+    const CALLS: u32 = 500;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    answers(&shim)?;
+    let server = shim.server()?.pid();
+    let before = memory(server);
+    let mut greedy = raw(&shim)?;
+    for _ in 0..CALLS {
+        greedy.begin(FAULTS, "big", MIB.to_string().into())?;
+    }
+    // All calls are under way before a client that comes later has its own.
+    ask(&mut raw(&shim)?, "cancelled", "")?;
+    until("the end of the calls", || memory(server) < before + 24 * MIB);
+    let mut codes = [0; 2];
+    for _ in 0..CALLS {
+        match answer(&mut greedy)?.1 {
+            0 => codes[0] += 1,
+            code => {
+                assert_eq!(code, Code::ResourceExhausted as i32);
+                codes[1] += 1;
+            }
+        }
+    }
+    assert!(codes[0] >= 8 && codes[1] > 0, "{codes:?}");
+    assert_eq!(ask(&mut greedy, "big", "100000")?.len(), 100_000, "it is served as before");
+    drop(greedy);
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
 fn a_reader_that_is_always_behind_costs_no_memory() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let mut shim = idle(&ctrd)?;
