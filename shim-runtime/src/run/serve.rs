@@ -35,8 +35,29 @@ struct Beginning {
     listener: UnixListener,
     socket: Socket,
     told: Told,
-    /// Who started it; nobody when it was started by hand.
-    starter: Option<UnixStream>,
+}
+
+/// Who started the server, and is told once whether it serves; nobody when it was started by hand.
+#[derive(Clone, Default)]
+struct Starter(Arc<Mutex<Option<UnixStream>>>);
+
+impl Starter {
+    fn is_there(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
+    fn say_ready(&self) -> std::io::Result<()> {
+        let Some(mut stream) = lock(&self.0).take() else { return Ok(()) };
+        stream.write_all(READY)?;
+        // The end of the talk is what `start` waits for, whoever else has the descriptor.
+        stream.shutdown(Shutdown::Both)
+    }
+
+    fn say_why_not(&self, error: &Error) {
+        if let Some(mut stream) = lock(&self.0).take() {
+            let _ = write!(stream, "{error}");
+        }
+    }
 }
 
 /// Serves until the end. A failure to begin is told to `start`.
@@ -44,21 +65,20 @@ pub(super) fn serve<S: Entry>(args: &Args) -> Result<()> {
     let starter =
         args.handoff.map(sys::take_inherited).transpose().context(|| "`-handoff` is for `start` alone")?;
     let starter = starter.map(UnixStream::from);
-    let told = starter.as_ref().map(UnixStream::try_clone).transpose()?;
-    begin(args, starter).and_then(|beginning| serve_from::<S>(args, beginning)).inspect_err(|error| {
-        if let Some(mut starter) = told {
-            let _ = write!(starter, "{error}");
-        }
-    })
+    let begun = begin(args, starter.as_ref());
+    let starter = Starter(Arc::new(Mutex::new(starter)));
+    begun
+        .and_then(|beginning| serve_from::<S>(args, beginning, &starter))
+        .inspect_err(|error| starter.say_why_not(error))
 }
 
-fn begin(args: &Args, starter: Option<UnixStream>) -> Result<Beginning> {
+fn begin(args: &Args, starter: Option<&UnixStream>) -> Result<Beginning> {
     if let Some(starter) = starter {
         let listener = sys::take_inherited(LISTENER).context(|| "the listening socket was not passed on")?;
-        let (handoff, input) = start::receive_handoff(&starter)?;
+        let (handoff, input) = start::receive_handoff(starter)?;
         let told = Told::parse(&input, &args.id, &args.namespace)?;
         let socket = Socket::at(handoff.socket)?;
-        return Ok(Beginning { listener: listener.into(), socket, told, starter: Some(starter) });
+        return Ok(Beginning { listener: listener.into(), socket, told });
     }
     let Some(path) = &args.socket else {
         let message = "nobody passed a socket on: say `start`, or `-socket PATH` to serve in the foreground";
@@ -66,12 +86,10 @@ fn begin(args: &Args, starter: Option<UnixStream>) -> Result<Beginning> {
     };
     let socket = Socket::at(std::path::absolute(path)?)?;
     match socket.claim()? {
-        Claim::Bound(listener) => Ok(Beginning {
-            listener,
-            socket,
-            told: Told::parse(&[], &args.id, &args.namespace)?,
-            starter: None,
-        }),
+        Claim::Bound(listener) => {
+            let told = Told::parse(&[], &args.id, &args.namespace)?;
+            Ok(Beginning { listener, socket, told })
+        }
         Claim::Taken(_) => {
             let path = socket.path().display();
             Err(Error::already_exists(format!("a shim listens on `{path}` already")))
@@ -79,8 +97,8 @@ fn begin(args: &Args, starter: Option<UnixStream>) -> Result<Beginning> {
     }
 }
 
-fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
-    let Beginning { listener, socket, told, starter } = beginning;
+fn serve_from<S: Entry>(args: &Args, beginning: Beginning, starter: &Starter) -> Result<()> {
+    let Beginning { listener, socket, told } = beginning;
     let bundle = std::env::current_dir().context(|| "cannot find the bundle, the working directory")?;
     let setup = start::setup(args, told, bundle);
     if setup.ttrpc_address.is_empty() {
@@ -88,14 +106,14 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning) -> Result<()> {
             "events have nowhere to go: neither `TTRPC_ADDRESS` nor the input names containerd's socket";
         return Err(Error::invalid_argument(message));
     }
-    let in_foreground = starter.is_none();
+    let in_foreground = !starter.is_there();
     let publisher = Publisher::new(&setup.ttrpc_address, &setup.namespace);
     let (mut events, supervisor) = supervising(&S::CONFIG)?;
     open_log(&S::CONFIG, &setup, in_foreground, &mut events)?;
     let server = assembly::assemble(setup, events.handle(), supervisor.clone(), publisher);
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
     socket.keep_directory()?;
-    let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter, &events);
+    let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter.clone(), &events);
     let ran = events.run();
     server.workers.finish(ANSWER_LIMIT);
     let left = server.publisher.flush(FLUSH_LIMIT);
@@ -128,7 +146,7 @@ fn open_when_ready<S: Entry>(
     server: &Arc<Server>,
     listener: UnixListener,
     socket: Socket,
-    starter: Option<UnixStream>,
+    starter: Starter,
     events: &EventLoop,
 ) -> Arc<Mutex<Option<Error>>> {
     let failure = Arc::new(Mutex::new(None));
@@ -136,7 +154,7 @@ fn open_when_ready<S: Entry>(
     let construct = move || {
         let constructed = assembly::construct::<S>(&server);
         main.post(move |events| {
-            let opened = constructed.and_then(|()| open(&server, listener, socket, starter, events));
+            let opened = constructed.and_then(|()| open(&server, listener, socket, &starter, events));
             if let Err(error) = opened {
                 *lock(&failed) = Some(error);
                 events.stop();
@@ -160,15 +178,15 @@ fn open(
     server: &Arc<Server>,
     listener: UnixListener,
     socket: Socket,
-    starter: Option<UnixStream>,
+    starter: &Starter,
     events: &mut EventLoop,
 ) -> Result<()> {
     // A second descriptor of the same socket, to see from outside of the loop whether somebody waits.
     let backlog = listener.try_clone()?;
     Listener::listen(listener, server.clone(), events)?;
     log::info!("serving on {}", socket.address());
-    if let Some(starter) = starter {
-        if let Err(error) = say_ready(starter) {
+    if starter.is_there() {
+        if let Err(error) = starter.say_ready() {
             // Nobody will tell containerd of this server.
             socket.retire(|| false)?;
             return Err(error).context(|| "the `start` of this server is gone");
@@ -177,12 +195,6 @@ fn open(
     }
     server.lifetime.begin(move || leave(&socket, &backlog));
     Ok(())
-}
-
-fn say_ready(mut starter: UnixStream) -> std::io::Result<()> {
-    starter.write_all(READY)?;
-    // Not merely dropped: the end of the talk is what `start` waits for, and an error path has a copy.
-    starter.shutdown(Shutdown::Both)
 }
 
 /// Takes the socket away, unless somebody has connected whom the loop has not seen yet.
