@@ -83,6 +83,7 @@ pub mod spec;
 mod start;
 mod stdio;
 pub mod timeline;
+mod usage;
 mod watch;
 
 pub use crate::crash::VARIABLE as CRASH_AT;
@@ -99,6 +100,7 @@ pub use process::{Process, listeners, related_to};
 pub use shim::Shim;
 pub use stdio::{Captured, Mode, Stdio};
 pub use timeline::Timeline;
+pub use usage::Usage;
 
 pub use crate::mutation::{Mutations, rounds};
 

@@ -137,6 +137,10 @@ promises! {
         "no cgroup is left"
     LEAK_ROOTFS "leak.rootfs" Must "2.6"
         "the bundle's `rootfs` is empty after `delete`; the daemon removes it with rmdir"
+    LEAK_DESCRIPTOR "leak.descriptor" Must "12.2"
+        "a shim holds no descriptor of a container that was deleted"
+    LEAK_THREAD "leak.thread" Must "12.2"
+        "a shim keeps no thread of a container that was deleted"
     LEAK_FILE "leak.file" Should "2.3"
         "the bundle holds only files that the contract names, and nothing is left beside it"
 }

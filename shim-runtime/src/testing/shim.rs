@@ -18,6 +18,7 @@ use super::frames::RawConnection;
 use super::launch::Output;
 use super::process::{self, Process};
 use super::promise;
+use super::watch::Watch;
 use crate::{Code, Signal};
 
 /// The daemon's budget for the `delete` action (contract 2.6).
@@ -91,6 +92,10 @@ impl Shim {
             .servers
             .first()
             .ok_or_else(|| Failure::setup(format!("nobody listens on `{}`", self.socket().display())))
+    }
+
+    pub(crate) fn watch(&self) -> &Watch {
+        self.ctrd.watch()
     }
 
     /// A further connection, by hand.
