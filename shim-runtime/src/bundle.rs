@@ -204,6 +204,39 @@ pub struct Spec {
     /// Free-form labels, among them those that group containers.
     #[serde(deserialize_with = "null_is_empty")]
     pub annotations: HashMap<String, String>,
+    /// What only Linux has.
+    pub linux: Option<LinuxSpec>,
+}
+
+impl Spec {
+    /// Whether the container's processes are among others' in a pid namespace: it asks for none, or for one that
+    /// is there already. In one of its own the kernel ends them all with their init.
+    pub fn shares_pids(&self) -> bool {
+        let namespaces = self.linux.iter().flat_map(|linux| &linux.namespaces);
+        !namespaces
+            .into_iter()
+            .any(|namespace| namespace.kind == "pid" && namespace.path.as_os_str().is_empty())
+    }
+}
+
+/// The `linux` object of [`Spec`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LinuxSpec {
+    /// The namespaces that the container does not share with whoever makes it.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub namespaces: Vec<NamespaceSpec>,
+}
+
+/// An element of `linux.namespaces`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NamespaceSpec {
+    /// Such as `pid` or `network`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The namespace to join; empty for a new one.
+    pub path: PathBuf,
 }
 
 /// The `root` object of [`Spec`].
@@ -222,6 +255,8 @@ pub struct RootSpec {
 pub struct ProcessSpec {
     /// Whether the process wants a terminal.
     pub terminal: bool,
+    /// The terminal's size at first.
+    pub console_size: Option<ConsoleSize>,
     /// Under whose ids it runs.
     pub user: UserSpec,
     /// The program and its arguments.
@@ -264,6 +299,16 @@ impl ProcessSpec {
         command.current_dir(cwd);
         Ok(command)
     }
+}
+
+/// The `consoleSize` object of [`ProcessSpec`], in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ConsoleSize {
+    /// Lines.
+    pub height: u32,
+    /// Columns.
+    pub width: u32,
 }
 
 /// The `user` object of [`ProcessSpec`]: numbers only, names are for the client to look up.
@@ -323,9 +368,33 @@ mod tests {
     }
 
     #[test]
+    fn pids_are_shared_unless_a_new_namespace_is_asked_for() {
+        let shares = |linux: &str| {
+            let text = format!(r#"{{"linux":{linux}}}"#);
+            serde_json::from_str::<Spec>(&text).unwrap().shares_pids()
+        };
+        for shared in [
+            "null",
+            "{}",
+            r#"{"namespaces":null}"#,
+            r#"{"namespaces":[{"type":"mount"}]}"#,
+            r#"{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}"#,
+        ] {
+            assert!(shares(shared), "{shared}");
+        }
+        for own in [
+            r#"{"namespaces":[{"type":"mount"},{"type":"pid"}]}"#,
+            r#"{"namespaces":[{"type":"pid","path":""}]}"#,
+        ] {
+            assert!(!shares(own), "{own}");
+        }
+    }
+
+    #[test]
     fn broken_specifications_and_records_do_not_panic() {
-        let spec = br#"{"process":{"args":["sh","-c","x"],"cwd":"/","user":{"uid":1,"additionalGids":[2]}},
-            "root":{"path":"rootfs"},"annotations":{"a":"b"}}"#;
+        let spec = br#"{"process":{"args":["sh","-c","x"],"cwd":"/","user":{"uid":1,"additionalGids":[2]},
+            "consoleSize":{"height":25,"width":80}},"root":{"path":"rootfs"},"annotations":{"a":"b"},
+            "linux":{"namespaces":[{"type":"pid","path":"/p"}]}}"#;
         let record = br#"{"init":{"pid":7,"start_time":9},"exit":{"status":1,"seconds":2,"nanos":3}}"#;
         let mut mutations = Mutations::seeded(4);
         for _ in 0..rounds(20_000) {

@@ -68,7 +68,7 @@ pub use api::{
     Call, Child, Container, Context, Create, Event, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started,
     Target, Task,
 };
-pub use bundle::{Bundle, ProcessSpec, RootSpec, Spec, UserSpec};
+pub use bundle::{Bundle, ConsoleSize, LinuxSpec, NamespaceSpec, ProcessSpec, RootSpec, Spec, UserSpec};
 pub use entry::{Config, Entry};
 pub use error::{Code, Error, Result, WithContext};
 pub use managed::Managed;
