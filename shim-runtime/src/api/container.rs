@@ -38,6 +38,10 @@ pub trait Container: Send + Sync + 'static {
     }
 
     /// Sends a signal to a process of the container, or to all of them.
+    ///
+    /// When the init process has ended and others may be left, execs or whatever shares its pid namespace, the
+    /// runtime itself kills all, and tells of the init's exit once this has returned. Signals to what is being
+    /// started, and unknown here (`NotFound`), arrive once it runs.
     fn kill(&self, to: &Target<'_>, signal: Signal) -> Result<()> {
         self.inner().map_or_else(|| to.signal(signal), |inner| inner.kill(to, signal))
     }
@@ -47,7 +51,8 @@ pub trait Container: Send + Sync + 'static {
         self.inner().map_or_else(|| Err(unwritten("pause")), Container::pause)
     }
 
-    /// Thaws the container.
+    /// Thaws the container. The runtime itself does so when the init process ends while it is paused, for
+    /// nothing that is frozen can die.
     fn resume(&self) -> Result<()> {
         self.inner().map_or_else(|| Err(unwritten("resume")), Container::resume)
     }

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::processes::{Told, wait_response};
+use super::processes::{Rest, Told, wait_response};
 use super::state::{Move, Phase};
 use super::table::Entry;
 use super::{Managed, author};
 use crate::api::{
     Container, Create, CreateTaskRequest, DeleteResponse, Exec, Kind, Running, Shim, Started, Target,
 };
-use crate::bundle::InitRecord;
+use crate::bundle::{InitRecord, Spec};
 use crate::crash;
-use crate::error::{Error, Result, WithContext};
+use crate::error::{Code, Error, Result, WithContext};
 use crate::mount;
 use crate::reaper::{Guard, lock};
 use crate::server::Place;
@@ -25,6 +25,8 @@ use crate::types::{Exit, Pid, Signal};
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a process that is deleted before it was started has to die of its SIGKILL.
 const DEATH: Duration = Duration::from_secs(5);
+/// When it is tried again to get a thread for what must be done.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl<S: Shim> Managed<S> {
     /// Makes a container; returns its init's pid. On failure nothing is left of it, and no event tells of it.
@@ -51,6 +53,9 @@ impl<S: Shim> Managed<S> {
             image => self.0.shim.restore(&mut create, Path::new(image)),
         })?;
         streams.begin();
+        // Read after author code, which may have changed it. One that cannot be read promises no namespace
+        // (contract 6.5, 4).
+        let spec = entry.bundle.spec().ok();
         crash::here("create.made");
         let running = register(supervisor, &guard, entry, &create, &container).inspect_err(|_| {
             let nobody = Target::new(None, None, Vec::new());
@@ -69,18 +74,17 @@ impl<S: Shim> Managed<S> {
         let leftover = create.finish();
         // Nobody else writes it: the id was reserved by this call.
         let _ = entry.container.set(container);
-        let told = {
+        {
             let mut processes = entry.processes();
+            processes.shares_pids = spec.as_ref().is_none_or(Spec::shares_pids);
             let init = &mut processes.init;
             init.pid = pid;
             init.stdio = Some(leftover);
-            init.connect(streams);
+            init.connect(streams, spec.and_then(|spec| spec.process?.console_size));
             init.running.clone_from(&running);
             init.phase = Phase::Created;
             self.0.events.created(request, pid);
-            processes.settle(&self.0.events)
-        };
-        tell(told);
+        }
         crash::here("create.queued");
         if let Some(running) = running {
             self.follow(entry, None, &running);
@@ -105,28 +109,55 @@ impl<S: Shim> Managed<S> {
             }
             crash::here("exit.recorded");
         }
-        let (left, told) = {
-            let mut processes = entry.processes();
-            let left = processes.ended(exec, exit);
-            (left, processes.settle(&self.0.events))
-        };
+        entry.processes().ended(exec, exit);
+        self.settle(entry);
         crash::here("exit.queued");
+    }
+
+    /// Publishes the exits that nothing holds back, and has that looked after which holds the init's.
+    fn settle(&self, entry: &Arc<Entry<S::Container>>) {
+        let (told, rest) = entry.processes().settle(&self.0.events);
         tell(told);
-        if left {
-            self.kill_the_rest(entry);
+        if let Some(rest) = rest {
+            self.end_later(entry, rest);
         }
     }
 
-    /// The init is gone, so its execs have to go; their exits are published first (contract 6.5, 4).
-    fn kill_the_rest(&self, entry: &Arc<Entry<S::Container>>) {
-        let (managed, entry) = (self.clone(), entry.clone());
-        self.0.workers.run(Place::Aside, move || {
-            if let Err(error) = managed.send_signal(&entry, "", Signal::KILL, true)
-                && error.code() != crate::Code::NotFound
-            {
-                log::warn!("cannot end the execs of container `{}`: {error}", entry.id);
+    /// The init is gone, and author code ends what it has left; then its exit is published (contract 6.5, 4).
+    fn end_later(&self, entry: &Arc<Entry<S::Container>>, rest: Rest) {
+        // A pause may be under way, and resuming keeps its turn.
+        let place = if rest.frozen { Place::of_process(&entry.id, "") } else { Place::Aside };
+        let (managed, ended) = (self.clone(), entry.clone());
+        let taken = self.0.workers.offer(place, move || managed.end_rest(&ended, rest));
+        if !taken && let Ok(supervisor) = self.0.context.supervisor() {
+            let (managed, entry) = (self.clone(), entry.clone());
+            supervisor.main().post(move |events| {
+                events.after(RETRY, move |_| managed.end_later(&entry, rest));
+            });
+        }
+    }
+
+    fn end_rest(&self, entry: &Arc<Entry<S::Container>>, rest: Rest) {
+        if rest.frozen && entry.processes().init.phase == Phase::Paused {
+            // What is frozen cannot die (contract 11.5).
+            let resumed = entry.container().and_then(|container| author(|| container.resume()));
+            if let Err(error) = resumed {
+                log::warn!("cannot resume container `{}`, whose init has ended: {error}", entry.id);
             }
-        });
+        }
+        if rest.alive {
+            self.kill_the_rest(entry);
+        }
+        entry.processes().rest_ended();
+        self.settle(entry);
+    }
+
+    fn kill_the_rest(&self, entry: &Arc<Entry<S::Container>>) {
+        if let Err(error) = self.send_signal(entry, "", Signal::KILL, true)
+            && error.code() != Code::NotFound
+        {
+            log::warn!("cannot end what is left of container `{}`: {error}", entry.id);
+        }
     }
 
     /// Starts the init; returns its pid. If it cannot be started it stays what it is, or has ended meanwhile.
@@ -149,12 +180,12 @@ impl<S: Shim> Managed<S> {
                 Ok(self.started(&entry, None, &running, created.is_some()))
             }
             Err(error) => {
-                let told = {
-                    let mut processes = entry.processes();
-                    processes.init.phase = Phase::Created;
-                    processes.settle(&self.0.events)
-                };
-                tell(told);
+                {
+                    let init = &mut entry.processes().init;
+                    init.phase = Phase::Created;
+                    init.early_signals.clear();
+                }
+                self.settle(&entry);
                 Err(error.context(format!("cannot start container `{id}`")))
             }
         }
@@ -172,8 +203,9 @@ impl<S: Shim> Managed<S> {
             let supervisor = self.0.context.supervisor()?;
             let guard = supervisor.guard();
             let (streams, stdio) = self.0.context.open_stdio(exec, names.clone())?;
-            entry.processes().get(exec)?.connect(streams);
             let request = Exec::new(self.0.context.clone(), id, exec, names.terminal, spec);
+            let size = if names.terminal { request.process()?.console_size } else { None };
+            entry.processes().get(exec)?.connect(streams, size);
             let started = author(|| entry.container()?.exec(&request, stdio))?;
             if let Some(streams) = &entry.processes().get(exec)?.streams {
                 streams.begin();
@@ -183,13 +215,10 @@ impl<S: Shim> Managed<S> {
         match run() {
             Ok(running) => Ok(self.started(&entry, Some(exec), &running, false)),
             Err(error) => {
-                let told = {
-                    let mut processes = entry.processes();
-                    let mut told = processes.exec_failed(exec);
-                    told.extend(processes.settle(&self.0.events));
-                    told
-                };
+                let told = entry.processes().exec_failed(exec);
                 tell(told);
+                // The init's exit may have been held for it (contract 6.5, 5).
+                self.settle(&entry);
                 Err(error.context(format!("cannot start exec `{exec}` of container `{id}`")))
             }
         }
@@ -211,7 +240,8 @@ impl<S: Shim> Managed<S> {
         }
     }
 
-    /// Publishes a start, and with it an exit that was held for it. Returns the pid.
+    /// Publishes a start, and with it an exit that was held for it; delivers the signals that came too early.
+    /// Returns the pid.
     fn started(
         &self,
         entry: &Arc<Entry<S::Container>>,
@@ -226,25 +256,70 @@ impl<S: Shim> Managed<S> {
         {
             log::warn!("{error}");
         }
-        let (told, too_late) = {
+        let (early_signals, too_late) = {
             let mut processes = entry.processes();
+            let mut early_signals = Vec::new();
             if let Ok(process) = processes.get(exec.unwrap_or_default()) {
                 process.running = Some(running.clone());
                 process.pid = pid;
                 process.phase = Phase::Running;
+                early_signals = std::mem::take(&mut process.early_signals);
             }
             self.0.events.started(&entry.id, exec, pid);
-            (processes.settle(&self.0.events), exec.is_some() && processes.init.is_over())
+            (early_signals, exec.is_some() && processes.init.is_over())
         };
+        self.settle(entry);
         crash::here("start.queued");
-        tell(told);
         if !followed {
             self.follow(entry, exec, running);
+        }
+        for (signal, all) in early_signals {
+            if let Err(error) = self.send_signal(entry, exec.unwrap_or_default(), signal, all) {
+                log::info!("cannot send {signal} to what was started meanwhile: {error}");
+            }
         }
         if too_late {
             self.kill_the_rest(entry);
         }
         pid
+    }
+
+    /// Kills a process of which there may be nothing yet to be killed: one that is being started gets the signal
+    /// once it runs (contract 6.5, 3), and one that only would be made by its start never is.
+    pub(super) fn kill_process(
+        &self,
+        entry: &Arc<Entry<S::Container>>,
+        exec: &str,
+        signal: Signal,
+        all: bool,
+    ) -> Result<()> {
+        let is_made = entry.processes().get(exec)?.running.is_some();
+        let sent = self.send_signal(entry, exec, signal, all);
+        let unknown = sent.as_ref().is_err_and(|error| error.code() == Code::NotFound);
+        if is_made || !(unknown || sent.is_ok()) {
+            return sent;
+        }
+        let exit = Exit::now(128 + signal.number().unsigned_abs());
+        {
+            let mut processes = entry.processes();
+            let process = processes.get(exec)?;
+            match process.phase {
+                Phase::Starting if unknown && process.running.is_none() => {
+                    process.signal_early(signal, all);
+                    return Ok(());
+                }
+                Phase::Created if exec.is_empty() && matches!(signal, Signal::KILL | Signal::TERM) => {
+                    processes.ended(None, exit);
+                }
+                Phase::Running if unknown => {
+                    drop(processes);
+                    return self.send_signal(entry, exec, signal, all);
+                }
+                _ => return sent,
+            }
+        }
+        self.process_ended(entry, None, exit);
+        Ok(())
     }
 
     /// Sends a signal to a process, or with `all` to every process of the container.
@@ -294,6 +369,7 @@ impl<S: Shim> Managed<S> {
     fn give_up(&self, entry: &Arc<Entry<S::Container>>, before: Phase) -> Result<DeleteResponse> {
         if before == Phase::Created {
             end_unstarted(entry);
+            self.settle(entry);
         }
         let (target, streams) = {
             let mut processes = entry.processes();
@@ -313,16 +389,15 @@ impl<S: Shim> Managed<S> {
             streams.drain();
         }
         record_given_up(entry);
-        let (answer, waiters, exit) = {
+        let (answer, told) = {
             let processes = entry.processes();
             let exit = processes.init.exit.unwrap_or(Exit::now(0));
             self.0.events.deleted(&entry.id, processes.init.pid, exit);
-            (delete_response(processes.init.pid, exit), processes.init.waiters.clone(), exit)
+            (delete_response(processes.init.pid, exit), processes.never_started(exit))
         };
         crash::here("delete.queued");
         self.0.table.bury(&entry.id, &answer);
-        // Only those are left who waited for a container that was never started.
-        waiters.answer(&wait_response(exit));
+        tell(told);
         Ok(answer)
     }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::events::Events;
 use super::state::{Move, Phase};
 use crate::api::{Any, CreateTaskRequest, ExecProcessRequest, Running, StateResponse, Target, WaitResponse};
+use crate::bundle::ConsoleSize;
 use crate::error::{Error, Result};
 use crate::server::Waiters;
 use crate::stdio::{Stdio, StdioNames, Streams};
-use crate::types::{Exit, Pid};
+use crate::types::{Exit, Pid, Signal};
 
 /// One process: the init, or an exec.
 pub(super) struct Process {
@@ -34,6 +35,8 @@ pub(super) struct Process {
     ended: Option<Exit>,
     /// It has ended, which was published.
     pub(super) exit: Option<Exit>,
+    /// Signals that came while it was started, and whether they were for all processes.
+    pub(super) early_signals: Vec<(Signal, bool)>,
     pub(super) waiters: Arc<Waiters<WaitResponse>>,
 }
 
@@ -55,12 +58,15 @@ impl Process {
             size: None,
             ended: None,
             exit: None,
+            early_signals: Vec::new(),
             waiters: Arc::default(),
         }
     }
 
     pub(super) fn check(&self, wanted: Move) -> Result<()> {
-        self.phase.check(wanted, &self.what)
+        // Between its end and the telling of it there is nothing left to be moved, and nothing to delete yet.
+        let over = self.ended.is_some() && wanted != Move::Delete;
+        if over { Phase::Stopped } else { self.phase }.check(wanted, &self.what)
     }
 
     /// Refuses the move, or goes on to `next`.
@@ -70,10 +76,16 @@ impl Process {
         Ok(())
     }
 
-    /// Its streams are open.
-    pub(super) fn connect(&mut self, streams: Streams) {
+    /// Its streams are open. `size` is the terminal's, unless the client has told another one.
+    pub(super) fn connect(&mut self, streams: Streams, size: Option<ConsoleSize>) {
         if self.input_closed {
             streams.close_input();
+        }
+        if self.names.terminal
+            && self.size.is_none()
+            && let Some(ConsoleSize { width, height }) = size
+        {
+            self.size = Some((in_cells(width), in_cells(height)));
         }
         if let Some((columns, rows)) = self.size
             && let Err(error) = streams.resize(columns, rows)
@@ -85,8 +97,9 @@ impl Process {
 
     /// Sets the size of its terminal, which is remembered until there is one. Without a terminal that is no
     /// error, after its end it is (contract 5.3).
-    pub(super) fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
+    pub(super) fn resize(&mut self, width: u32, height: u32) -> Result<()> {
         self.check(Move::Resize)?;
+        let (columns, rows) = (in_cells(width), in_cells(height));
         self.size = Some((columns, rows));
         self.streams.as_ref().map_or(Ok(()), |streams| streams.resize(columns, rows))
     }
@@ -96,6 +109,13 @@ impl Process {
         self.input_closed = true;
         if let Some(streams) = &self.streams {
             streams.close_input();
+        }
+    }
+
+    /// Keeps a signal for what is being started, once.
+    pub(super) fn signal_early(&mut self, signal: Signal, all: bool) {
+        if !self.early_signals.contains(&(signal, all)) {
+            self.early_signals.push((signal, all));
         }
     }
 
@@ -135,6 +155,11 @@ impl Process {
     }
 }
 
+/// A length of a terminal as the kernel takes it.
+fn in_cells(length: u32) -> u16 {
+    u16::try_from(length).unwrap_or(u16::MAX)
+}
+
 pub(super) fn wait_response(exit: Exit) -> WaitResponse {
     WaitResponse {
         exit_status: exit.status,
@@ -148,12 +173,40 @@ pub(super) struct Processes {
     id: String,
     pub(super) init: Process,
     pub(super) execs: HashMap<String, Process>,
+    /// What it runs is not ended by the kernel with its init.
+    pub(super) shares_pids: bool,
+    aftermath: Aftermath,
+}
+
+/// How far what an ended init has left is taken care of, for which its exit is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aftermath {
+    /// The init lives, or was not looked after yet.
+    ToCome,
+    /// Author code ends the rest.
+    Running,
+    Done,
+}
+
+/// What an ended init has left for author code to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// Nothing that is frozen can die.
+    pub(super) frozen: bool,
+    /// Other processes may be left.
+    pub(super) alive: bool,
 }
 
 impl Processes {
     pub(super) fn new(id: &str, request: &CreateTaskRequest) -> Self {
         let init = Process::new(format!("container `{id}`"), Phase::Creating, request.into());
-        Self { id: id.to_owned(), init, execs: HashMap::new() }
+        Self {
+            id: id.to_owned(),
+            init,
+            execs: HashMap::new(),
+            shares_pids: true,
+            aftermath: Aftermath::ToCome,
+        }
     }
 
     /// The process of that exec id, or the init for an empty one.
@@ -188,30 +241,24 @@ impl Processes {
 
     /// Begins to start an exec, which needs a container that runs.
     pub(super) fn begin_exec(&mut self, exec: &str) -> Result<&mut Process> {
-        if self.init.is_over() || self.init.phase != Phase::Running {
-            let init = if self.init.is_over() { Phase::Stopped } else { self.init.phase };
-            return Err(match init.check(Move::Observe, &self.init.what) {
-                Err(error) => error.with_code(crate::Code::FailedPrecondition),
-                Ok(()) => Error::failed_precondition(format!("{} does not run now", self.init.what)),
-            });
-        }
+        self.init.check(Move::StartExec)?;
         let process = self.get(exec)?;
         process.advance(Move::Start, Phase::Starting)?;
         Ok(process)
     }
 
-    /// A process has ended. Returns whether execs are left that must now end too.
-    pub(super) fn ended(&mut self, exec: Option<&str>, exit: Exit) -> bool {
-        let Ok(process) = self.get(exec.unwrap_or_default()) else { return false };
-        if process.is_over() {
-            return false;
+    /// A process has ended, once.
+    pub(super) fn ended(&mut self, exec: Option<&str>, exit: Exit) {
+        if let Ok(process) = self.get(exec.unwrap_or_default())
+            && !process.is_over()
+        {
+            process.ended = Some(exit);
         }
-        process.ended = Some(exit);
-        exec.is_none() && self.execs.values().any(|exec| exec.phase.is_live() && !exec.is_over())
     }
 
-    /// Publishes the exits that nothing holds back any more, in their order.
-    pub(super) fn settle(&mut self, events: &Events) -> Told {
+    /// Publishes the exits that nothing holds back any more, in their order. Returns as well what author code
+    /// has to do before the init's can be, once.
+    pub(super) fn settle(&mut self, events: &Events) -> (Told, Option<Rest>) {
         let mut told = Told::new();
         for (exec, process) in &mut self.execs {
             if let Some(exit) = process.ended.filter(|_| process.phase != Phase::Starting) {
@@ -220,14 +267,37 @@ impl Processes {
                 told.push(process.publish_exit(exit));
             }
         }
-        let held = matches!(self.init.phase, Phase::Creating | Phase::Starting)
-            || self.execs.values().any(|exec| exec.phase.is_live());
-        if let Some(exit) = self.init.ended.filter(|_| !held) {
+        let begun = !matches!(self.init.phase, Phase::Creating | Phase::Starting);
+        let Some(exit) = self.init.ended.filter(|_| begun) else { return (told, None) };
+        if self.aftermath == Aftermath::ToCome {
+            let rest = self.rest();
+            if rest.frozen || rest.alive {
+                self.aftermath = Aftermath::Running;
+                return (told, Some(rest));
+            }
+            self.aftermath = Aftermath::Done;
+        }
+        let held =
+            self.aftermath == Aftermath::Running || self.execs.values().any(|exec| exec.phase.is_live());
+        if !held {
             self.init.ended = None;
             events.exited(&self.id, None, self.init.pid, exit);
             told.push(self.init.publish_exit(exit));
         }
-        told
+        (told, None)
+    }
+
+    /// What an init leaves that ends now. One that was never started has started nothing.
+    fn rest(&self) -> Rest {
+        let frozen = matches!(self.init.phase, Phase::Pausing | Phase::Paused);
+        let ran = frozen || matches!(self.init.phase, Phase::Running | Phase::Resuming);
+        let has_execs = self.execs.values().any(|exec| exec.phase.is_live() && !exec.is_over());
+        Rest { frozen, alive: has_execs || (ran && self.shares_pids) }
+    }
+
+    /// Author code has done what there was to do after the init's end.
+    pub(super) fn rest_ended(&mut self) {
+        self.aftermath = Aftermath::Done;
     }
 
     /// An exec could not be started: who waits for it is told, but it never ran, so there is no event.
@@ -237,8 +307,15 @@ impl Processes {
         let exit = Exit::now(255);
         told.push(process.publish_exit(exit));
         process.ended = None;
-        process.phase = Phase::Created;
+        process.early_signals.clear();
+        process.phase = Phase::Failed;
         told
+    }
+
+    /// What those are told who still wait when the container is deleted: for processes that were never started.
+    pub(super) fn never_started(&self, exit: Exit) -> Told {
+        let processes = self.execs.values().chain([&self.init]);
+        processes.map(|process| (process.waiters.clone(), wait_response(exit))).collect()
     }
 
     /// The process of that exec id, and with it all others that run, for author code.

@@ -106,7 +106,7 @@ impl<S: Shim> Task for Managed<S> {
                 return Err(Error::failed_precondition(message));
             }
         }
-        self.send_signal(&entry, &req.exec_id, signal, req.all)?;
+        self.kill_process(&entry, &req.exec_id, signal, req.all)?;
         Ok(Empty::default())
     }
 
@@ -173,8 +173,7 @@ impl<S: Shim> Task for Managed<S> {
 
     fn resize_pty(&self, _: &Call<'_>, req: ResizePtyRequest) -> Result<Empty> {
         let entry = self.0.table.find(&req.id)?;
-        let [columns, rows] = [req.width, req.height].map(|size| u16::try_from(size).unwrap_or(u16::MAX));
-        entry.processes().get(&req.exec_id)?.resize(columns, rows)?;
+        entry.processes().get(&req.exec_id)?.resize(req.width, req.height)?;
         Ok(Empty::default())
     }
 

@@ -18,6 +18,8 @@ pub(super) enum Phase {
     Resuming,
     /// It has ended, and its exit was published.
     Stopped,
+    /// It could not be started, and never will be.
+    Failed,
     /// Author code gives it up.
     Deleting,
 }
@@ -28,6 +30,8 @@ pub(super) enum Move {
     Start,
     Delete,
     Exec,
+    /// Start of an exec, as far as its container is concerned.
+    StartExec,
     Kill,
     Pause,
     Resume,
@@ -41,7 +45,7 @@ impl Phase {
     /// As the task API reports it.
     pub(super) fn status(self) -> Status {
         match self {
-            Self::Creating | Self::Created | Self::Starting => Status::CREATED,
+            Self::Creating | Self::Created | Self::Starting | Self::Failed => Status::CREATED,
             Self::Running | Self::Resuming => Status::RUNNING,
             Self::Pausing => Status::PAUSING,
             Self::Paused => Status::PAUSED,
@@ -59,24 +63,25 @@ impl Phase {
             Self::Paused => "paused",
             Self::Resuming => "being resumed",
             Self::Stopped => "stopped",
+            Self::Failed => "one that could not be started",
             Self::Deleting => "being deleted",
         }
     }
 
     /// Whether it runs or is about to: its exit is still to come.
     pub(super) fn is_live(self) -> bool {
-        !matches!(self, Self::Creating | Self::Created | Self::Stopped | Self::Deleting)
+        !matches!(self, Self::Creating | Self::Created | Self::Stopped | Self::Failed | Self::Deleting)
     }
 
     fn allows(self, wanted: Move) -> bool {
-        use Phase::{Created, Creating, Deleting, Paused, Running, Starting, Stopped};
+        use Phase::{Created, Creating, Deleting, Failed, Paused, Running, Starting, Stopped};
         match wanted {
             Move::Start => self == Created,
-            Move::Delete => matches!(self, Created | Stopped),
+            Move::Delete => matches!(self, Created | Stopped | Failed),
             // An exec may be added before its container runs, and is refused once that cannot run it.
             Move::Exec => matches!(self, Created | Starting | Running),
             Move::Kill | Move::Observe => !matches!(self, Creating | Stopped | Deleting),
-            Move::Pause => self == Running,
+            Move::Pause | Move::StartExec => self == Running,
             Move::Resume => self == Paused,
             Move::Update => matches!(self, Created | Starting | Running | Paused),
             Move::Checkpoint => matches!(self, Running | Paused),
@@ -92,7 +97,7 @@ impl Phase {
         let verb = match wanted {
             Move::Start => "start",
             Move::Delete => "delete",
-            Move::Exec => "execute a process in",
+            Move::Exec | Move::StartExec => "execute a process in",
             Move::Kill => "kill",
             Move::Pause => "pause",
             Move::Resume => "resume",
@@ -113,7 +118,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    const PHASES: [Phase; 9] = [
+    const PHASES: [Phase; 10] = [
         Phase::Creating,
         Phase::Created,
         Phase::Starting,
@@ -122,6 +127,7 @@ mod tests {
         Phase::Paused,
         Phase::Resuming,
         Phase::Stopped,
+        Phase::Failed,
         Phase::Deleting,
     ];
 
@@ -131,10 +137,11 @@ mod tests {
 
     #[test]
     fn each_move_is_allowed_in_its_phases_and_in_no_other() {
-        use Phase::{Created, Paused, Running, Starting, Stopped};
+        use Phase::{Created, Failed, Paused, Running, Starting, Stopped};
         assert_eq!(allowed(Move::Start), [Created]);
-        assert_eq!(allowed(Move::Delete), [Created, Stopped]);
+        assert_eq!(allowed(Move::Delete), [Created, Stopped, Failed]);
         assert_eq!(allowed(Move::Exec), [Created, Starting, Running]);
+        assert_eq!(allowed(Move::StartExec), [Running]);
         assert_eq!(allowed(Move::Pause), [Running]);
         assert_eq!(allowed(Move::Resume), [Paused]);
         assert_eq!(allowed(Move::Checkpoint), [Running, Paused]);

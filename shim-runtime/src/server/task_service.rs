@@ -45,7 +45,7 @@ impl<T: Task> TaskService<T> {
 
     /// Moves a process through its life, after all such calls for it that came before.
     fn ordered<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        self.offload(incoming, |request: &Q| Place::Mailbox(request.process()), method);
+        self.offload(incoming, Q::place, method);
     }
 
     fn offload<Q: Message, R: Message>(
@@ -71,7 +71,7 @@ impl<T: Task> TaskService<T> {
             Err(error) => incoming.answer(Err(error)),
             Ok(request) => {
                 let task = self.0.clone();
-                incoming.offload(Place::Mailbox(request.process()), move |call| {
+                incoming.offload(request.place(), move |call| {
                     let _held = hold;
                     encode(&task.create(call, request)?)
                 });
@@ -131,27 +131,27 @@ fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
 
 /// A request that names a process.
 trait Named {
-    /// A text that no other process has; `/` stands in no id.
-    fn process(&self) -> String;
+    fn place(&self) -> Place;
 }
 
 /// One impl for each request: those that may name an exec, and those that always mean the init.
 macro_rules! named {
-    ($($request:ty $(=> $exec:ident)?),+ $(,)?) => {$(
+    ($($request:ty => $exec:expr),+ $(,)?) => {$(
         impl Named for $request {
-            fn process(&self) -> String {
-                [self.id.as_str(), "/" $(, self.$exec.as_str())?].concat()
+            fn place(&self) -> Place {
+                let exec: fn(&Self) -> &str = $exec;
+                Place::of_process(&self.id, exec(self))
             }
         }
     )+};
 }
 
 named!(
-    CreateTaskRequest,
-    StartRequest => exec_id,
-    DeleteRequest => exec_id,
-    PauseRequest,
-    ResumeRequest,
-    UpdateTaskRequest,
-    CheckpointTaskRequest,
+    CreateTaskRequest => |_| "",
+    StartRequest => |request| &request.exec_id,
+    DeleteRequest => |request| &request.exec_id,
+    PauseRequest => |_| "",
+    ResumeRequest => |_| "",
+    UpdateTaskRequest => |_| "",
+    CheckpointTaskRequest => |_| "",
 );

@@ -31,6 +31,14 @@ pub(crate) enum Place {
     Foreign,
 }
 
+impl Place {
+    /// Where the calls that move one process through its life wait for each other; the init has no exec id.
+    pub(crate) fn of_process(id: &str, exec: &str) -> Self {
+        // `/` stands in no id.
+        Self::Mailbox([id, "/", exec].concat())
+    }
+}
+
 /// See the module.
 #[derive(Clone, Default)]
 pub(crate) struct Workers(Arc<Shared>);

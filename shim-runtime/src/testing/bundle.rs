@@ -78,6 +78,7 @@ impl BundleBuilder {
             rootfs: None,
             annotations: Vec::new(),
             cgroup: ctrd.cgroup(id),
+            linux: Value::Null,
         };
         Self {
             ctrd: ctrd.clone(),
@@ -132,6 +133,12 @@ impl BundleBuilder {
     /// Gives it a terminal.
     pub fn terminal(mut self) -> Self {
         self.spec.terminal = true;
+        self
+    }
+
+    /// The `linux` object of its specification, its namespaces above all; not of one for runc.
+    pub fn linux(mut self, linux: Value) -> Self {
+        self.spec.linux = linux;
         self
     }
 

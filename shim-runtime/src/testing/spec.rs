@@ -30,6 +30,8 @@ pub struct Spec {
     pub annotations: Vec<(String, String)>,
     /// The cgroup, for a full spec as root.
     pub cgroup: String,
+    /// The `linux` object of a small spec; null for none.
+    pub linux: Value,
 }
 
 impl Spec {
@@ -44,6 +46,9 @@ impl Spec {
             .into();
         if let Some(rootfs) = &self.rootfs {
             config["root"] = json!({ "path": rootfs });
+        }
+        if !self.linux.is_null() {
+            config["linux"] = self.linux.clone();
         }
         config
     }
@@ -142,6 +147,7 @@ mod tests {
             rootfs: None,
             annotations: vec![("k".into(), "v".into())],
             cgroup: "unique".into(),
+            linux: Value::Null,
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
-use shim_runtime::testing::{Dialect, FakeContainerd, Frame, Result};
+use shim_runtime::testing::{Dialect, FakeContainerd, Frame, RawConnection, Result, Shim};
 use shim_runtime::{Code, Pid, Signal};
 
 use super::{FIXTURE, LIMIT, MIB, answers, bundle, idle, memory, raw, state_request, through};
@@ -126,37 +126,66 @@ fn an_idle_shim_uses_no_time() -> Result<()> {
     ctrd.check()
 }
 
-#[test]
-fn calls_for_which_there_is_no_thread_are_refused_and_the_others_answered() -> Result<()> {
-    use rustix::process::{Resource, Rlimit, prlimit};
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let shim = super::sleeping(&ctrd)?;
+/// Takes from a shim the room for further threads, until the returned connection is dropped and the limit lifted.
+fn take_threads(shim: &Shim) -> Result<RawConnection> {
     let server = shim.server()?.pid();
-    let mut calling = raw(&shim)?;
     // Until the workers that started it have ended, they would take the calls.
     super::until("the end of the workers", || super::status(server, "Threads") <= 2);
-    let set = |limit: Option<u64>| {
-        let pid = rustix::process::Pid::from_raw(server.get() as i32);
-        prlimit(pid, Resource::As, Rlimit { current: limit, maximum: None }).unwrap();
-    };
     // Less than a stack, were it not for those of threads that have ended, which are used again.
-    set(Some((super::status(server, "VmSize") as u64 + 256) << 10));
-    let mut hung = raw(&shim)?;
+    limit_memory(server, Some((super::status(server, "VmSize") as u64 + 256) << 10));
+    let mut hung = raw(shim)?;
     for _ in 0..32 {
         hung.begin(super::FAULTS, "hang", Vec::new())?;
     }
     // Behind them, so they have been read, and have taken the stacks that were left.
     let state = state_request("c1");
     hung.call(&state.service, &state.method, state.payload)?;
+    Ok(hung)
+}
+
+fn limit_memory(server: Pid, limit: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let pid = rustix::process::Pid::from_raw(server.get() as i32);
+    prlimit(pid, Resource::As, Rlimit { current: limit, maximum: None }).unwrap();
+}
+
+#[test]
+fn calls_for_which_there_is_no_thread_are_refused_and_the_others_answered() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = super::sleeping(&ctrd)?;
+    let mut calling = raw(&shim)?;
+    let hung = take_threads(&shim)?;
     let pids =
         super::request("Pids", &shim_runtime::api::PidsRequest { id: "c1".into(), ..Default::default() });
     let answer = calling.call(&pids.service, &pids.method, pids.payload.clone())?;
     assert_eq!(answer.status.code.value(), Code::ResourceExhausted as i32, "{answer:?}");
     answers(&shim)?;
-    set(None);
+    limit_memory(shim.server()?.pid(), None);
     drop(hung);
     let answer = calling.call(&pids.service, &pids.method, pids.payload)?;
     assert_eq!(answer.status.code.value(), 0, "{answer:?}");
     super::end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn what_the_shim_itself_needs_a_thread_for_is_done_once_there_is_one() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    // Its pids are not its own, so that its exit is told after a kill of the rest, which needs a thread.
+    let mut shim = super::sleeping(&ctrd)?;
+    let pid = Pid::new(shim.task().state()?.pid).unwrap();
+    let waiting = shim.task().wait();
+    let hung = take_threads(&shim)?;
+    let bundle = shim.bundle().clone();
+    let refused = || bundle.log().matches("cannot start a worker").count();
+    let before = refused();
+    shim_runtime::testing::Process::open(pid)?.signal(Signal::KILL)?;
+    super::until("the shortage", || refused() > before + 1);
+    assert!(!ctrd.events().all().iter().any(|event| event.matches("exit c1")));
+    limit_memory(shim.server()?.pid(), None);
+    // No call comes that could bring the worker.
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+    drop(hung);
+    shim.remove()?;
     ctrd.check()
 }

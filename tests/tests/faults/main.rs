@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
+#[path = "../common/gate.rs"]
+mod gate;
 mod interleavings;
 mod limits;
 mod load;
@@ -12,12 +14,10 @@ mod publisher;
 mod signals;
 mod wire;
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::Mode;
+use gate::Gate;
 use protobuf::Message;
 use shim_runtime::testing::{
     BundleBuilder, FakeContainerd, Frame, Process, RawConnection, Result, Shim, api,
@@ -146,35 +146,6 @@ fn children(pid: Pid) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
-}
-
-/// A FIFO at which the fixture waits.
-struct Gate(PathBuf);
-
-impl Gate {
-    fn new(ctrd: &FakeContainerd, name: &str) -> Self {
-        let path = ctrd.root().join(format!("gate-{name}"));
-        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-
-    /// Waits until the fixture is there; it goes on when the returned end is dropped.
-    fn reached(&self) -> File {
-        let open = || OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.0);
-        let mut opened = None;
-        let end = Instant::now() + LIMIT;
-        while opened.is_none() {
-            assert!(Instant::now() < end, "the shim never came to {}", self.0.display());
-            // Without a reader it cannot be opened.
-            opened = open().ok();
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        opened.unwrap()
-    }
 }
 
 /// Runs the bundle's shim through a script that comes first.

@@ -75,7 +75,7 @@ fn terminate(mut shim: Shim, signal: Signal) -> Result<()> {
 #[test]
 fn before_the_constructor_is_done() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let gate = Gate::new(&ctrd, "new");
+    let gate = Gate::new(ctrd.root(), "new");
     let (bundle, start) = starting(&ctrd, &gate)?;
     let at_gate = gate.reached();
     send(&server_of(&ctrd), &HARMLESS);
@@ -94,7 +94,7 @@ fn an_end_before_the_constructor_is_done_fails_start_and_leaves_nothing() -> Res
 
 fn end_before_the_constructor_is_done(signal: Signal) -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let gate = Gate::new(&ctrd, "new");
+    let gate = Gate::new(ctrd.root(), "new");
     let (bundle, start) = starting(&ctrd, &gate)?;
     let at_gate = gate.reached();
     send(&server_of(&ctrd), &[signal]);
@@ -110,7 +110,7 @@ fn end_before_the_constructor_is_done(signal: Signal) -> Result<()> {
 #[test]
 fn in_start() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let gate = Gate::new(&ctrd, "new");
+    let gate = Gate::new(ctrd.root(), "new");
     let (bundle, start) = starting(&ctrd, &gate)?;
     let at_gate = gate.reached();
     send(&process_with_action(&ctrd, "start"), &HARMLESS);
@@ -129,7 +129,7 @@ fn in_start() -> Result<()> {
 #[test]
 fn in_delete() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let gate = Gate::new(&ctrd, "cleanup");
+    let gate = Gate::new(ctrd.root(), "cleanup");
     let bundle = bundle(&ctrd, "c1", "").annotation("fixture/gate-cleanup", gate.path()).build()?;
     let shim = ctrd.start(FIXTURE, &bundle)?;
     shim.server()?.signal(Signal::TERM)?;

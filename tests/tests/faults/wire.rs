@@ -272,8 +272,8 @@ fn a_client_that_goes_away_cancels_its_call() -> Result<()> {
 #[test]
 fn create_and_delete_finish_without_their_client() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let (create, delete) = (Gate::new(&ctrd, "create"), Gate::new(&ctrd, "delete"));
-    let bundle = bundle(&ctrd, "c1", "waits-in-delete")
+    let (create, delete) = (Gate::new(ctrd.root(), "create"), Gate::new(ctrd.root(), "delete"));
+    let bundle = bundle(&ctrd, "c1", "")
         .annotation("fixture/gate-create", create.path())
         .annotation("fixture/gate-delete", delete.path())
         .args(["sleep", "1000"])

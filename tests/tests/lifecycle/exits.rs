@@ -3,6 +3,7 @@
 use shim_runtime::testing::{Dialect, FakeContainerd, Result};
 use shim_runtime::{Code, Signal};
 
+use super::strangers::Stranger;
 use super::{BOTH, FIXTURE, LIMIT, bundle, shell};
 
 #[test]
@@ -165,40 +166,6 @@ fn a_failed_create_publishes_nothing_and_leaves_no_process() -> Result<()> {
 }
 
 #[test]
-fn a_thread_s_status_panic_and_stop_are_exits() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    for (id, argument, status) in [("c1", "42", 42), ("c2", "panic", 101), ("c3", "waits", 128 + 15)] {
-        let bundle = bundle(&ctrd, id, "thread").args([argument]).build()?;
-        let mut shim = ctrd.start(FIXTURE, &bundle)?;
-        let task = shim.task();
-        let server = shim.server()?.pid().get();
-        assert_eq!(task.create(&bundle)?.pid, server, "a thread has the shim's own pid");
-        let waiting = task.wait();
-        task.start()?;
-        if argument == "waits" {
-            task.kill(Signal::TERM)?;
-        }
-        assert_eq!(waiting.answer(LIMIT)?.exit_status, status);
-        shim.remove()?;
-    }
-    ctrd.check()
-}
-
-#[test]
-fn what_does_not_stop_after_a_kill_is_reported_as_killed() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle = bundle(&ctrd, "c1", "thread").args(["deaf"]).build()?;
-    let mut shim = ctrd.start(FIXTURE, &bundle)?;
-    let task = shim.task();
-    task.create(&bundle)?;
-    task.start()?;
-    task.kill(Signal::KILL)?;
-    assert_eq!(task.wait().answer(LIMIT)?.exit_status, 137);
-    shim.remove()?;
-    ctrd.check()
-}
-
-#[test]
 fn execs_end_before_their_init_does() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
@@ -232,56 +199,19 @@ fn execs_end_before_their_init_does() -> Result<()> {
 }
 
 #[test]
-fn an_exec_that_cannot_be_started_names_its_program_and_has_no_exit_event() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
-    let mut shim = ctrd.start(FIXTURE, &bundle)?;
-    let waiting = shim.run()?;
-    let exec = shim.task().exec("e1");
-    let stdio = ctrd.stdio("e1", shim_runtime::testing::Mode::Null, false)?;
-    exec.add(&bundle, &["no-such-program"], &stdio)?;
-    let waits = exec.wait();
-    let failed = exec.start().unwrap_err();
-    assert!(failed.to_string().contains("cannot execute `no-such-program`"), "{failed}");
-    waits.answer(LIMIT)?;
-    exec.delete()?;
-    shim.task().kill(Signal::KILL)?;
-    waiting.answer(LIMIT)?;
-    shim.remove()?;
-    ctrd.assert_events(&["create c1", "start c1", "exec-added c1/e1", "exit c1 137", "delete c1 137"])?;
-    ctrd.check()
-}
-
-#[test]
 fn a_process_that_got_a_dead_container_s_pid_is_never_signalled() -> Result<()> {
-    let last_pid = std::path::Path::new("/proc/sys/kernel/ns_last_pid");
-    if !nix::unistd::geteuid().is_root() || !last_pid.exists() {
-        let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
-        assert!(!needed, "root and `{}` are needed", last_pid.display());
-        println!("left out: lifecycle::exits::pid reuse needs root and `{}`", last_pid.display());
-        return Ok(());
-    }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = shell(&ctrd, "c1", "", "exit 0")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     shim.run()?.answer(LIMIT)?;
     let pid = shim.task().state()?.pid;
-    let mut stranger = loop {
-        // The next process gets the pid, unless another one of this machine is quicker.
-        std::fs::write(last_pid, (pid - 1).to_string())?;
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn()?;
-        if child.id() == pid {
-            break child;
-        }
-        child.kill()?;
-        child.wait()?;
-    };
+    let stranger = Stranger::with(pid);
     assert_eq!(shim.task().kill_with(Signal::KILL, true).unwrap_err().code(), Some(Code::NotFound));
     shim.task().delete()?;
     shim.delete_action()?;
-    assert!(stranger.try_wait()?.is_none(), "it was killed in the container's place");
-    stranger.kill()?;
-    stranger.wait()?;
+    if let Some(stranger) = stranger {
+        assert!(stranger.lives(), "it was killed in the container's place");
+    }
     shim.end()?;
     ctrd.check_leaks()
 }

@@ -1,16 +1,29 @@
 //! The lives of shims and containers, each race and fault forced (contract 4, 6 and 9), by the stand-in for
 //! containerd and a shim that misbehaves on request. Neither root nor containerd is needed.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
+
 mod bad_input;
 mod crashes;
+mod deletes;
+mod execs;
 mod exits;
+#[path = "../common/gate.rs"]
+mod gate;
+mod hangs;
+mod host;
+mod leaks;
+mod pausing;
 mod runc;
+mod shared_pids;
 mod start;
+mod strangers;
 mod switched_off;
+mod threads;
 mod wire;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shim_runtime::testing::{Bundle, BundleBuilder, Dialect, FakeContainerd, Result};
 
@@ -38,4 +51,13 @@ fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Waits for a condition that nothing tells of.
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "in vain waited for: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
 }

@@ -83,3 +83,46 @@ fn an_exec_that_runc_leaves_behind_is_adopted() -> Result<()> {
     shim.remove()?;
     ctrd.check()
 }
+
+#[test]
+fn what_an_init_leaves_in_the_host_s_pid_namespace_is_killed_by_runc() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!; exit 3";
+    let bundle =
+        bundle(&ctrd, "c1", "runc").full_spec().busybox("/bin/busybox").args(["sh", "-c", script]).build()?;
+    let path = bundle.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).unwrap();
+    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    std::fs::write(&path, config.to_string())?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 3);
+    let text = bundle.stdio().finish(LIMIT)?.stdout;
+    let stray = String::from_utf8_lossy(&text).trim().parse().ok().and_then(shim_runtime::Pid::new);
+    if let Ok(stray) = shim_runtime::testing::Process::open(stray.unwrap()) {
+        assert!(stray.ended_within(LIMIT), "the exit was told, and it lives");
+    }
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn stats_come_from_a_container_s_own_cgroup() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle =
+        bundle(&ctrd, "c1", "runc").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let waiting = shim.run()?;
+    let stats = shim.task().stats()?.stats;
+    assert!(stats.type_url.starts_with("io.containerd.cgroups.v"), "{}", stats.type_url);
+    shim.task().kill(shim_runtime::Signal::KILL)?;
+    waiting.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}

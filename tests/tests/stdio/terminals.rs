@@ -165,3 +165,39 @@ fn the_terminals_that_runc_makes_are_served() -> Result<()> {
     assert!(stdio.finish(LIMIT)?.stdout.ends_with(b"got word\r\n"));
     ctrd.check()
 }
+
+#[test]
+fn a_terminal_begins_with_the_size_of_the_specification_unless_the_client_says_another() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let own = nix::unistd::geteuid().as_raw();
+    let process = |script: &str| {
+        serde_json::json!({
+            "terminal": true, "consoleSize": { "height": 33, "width": 91 }, "args": ["sh", "-c", script],
+            "user": { "uid": own, "gid": nix::unistd::getegid().as_raw() }, "cwd": "/",
+            "env": ["PATH=/usr/bin:/bin", format!("SHIM_TESTING_ROOT={}", ctrd.root().display())],
+        })
+    };
+    let config =
+        serde_json::json!({ "ociVersion": "1.0.2", "process": process("stty size; exec sleep 1000") });
+    let bundle = ctrd.bundle("c1").config(config).capture().build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?;
+    assert!(bundle.stdio().wait_for(LIMIT, |captured| captured.stdout == b"33 91\r\n"));
+    for (id, resized, size) in [("e1", None, "33 91\r\n"), ("e2", Some((120, 40)), "40 120\r\n")] {
+        let (exec, stdio) = (shim.task().exec(id), ctrd.stdio(id, Mode::Capture, true)?);
+        exec.add_with(&bundle, &[], &stdio, |request| {
+            request.spec.as_mut().unwrap().value = process("stty size").to_string().into_bytes();
+        })?;
+        if let Some((columns, rows)) = resized {
+            exec.resize_pty(columns, rows)?;
+        }
+        exec.start()?;
+        exec.wait().answer(LIMIT)?;
+        exec.delete()?;
+        assert_eq!(String::from_utf8_lossy(&stdio.finish(LIMIT)?.stdout), size, "{id}");
+    }
+    shim.task().kill(shim_runtime::Signal::KILL)?;
+    shim.task().wait().answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
