@@ -15,7 +15,7 @@ use crate::process::{Process, belonging_to, until};
 /// tells when it listens. The short sleeps are its only children, so none outlives it for long where
 /// there is no pid namespace.
 const UNTIL_TERM: &[&str] = &["sh", "-c", "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.1; done"];
-const SLEEP: &[&str] = &["sleep", "1000"];
+pub(crate) const SLEEP: &[&str] = &["sleep", "1000"];
 
 pub(crate) fn run_prints_and_exits_with_the_containers_status(daemon: &mut Daemon) {
     let output = daemon.run("c", &["sh", "-c", "echo hi; echo oh >&2; exit 3"]);
@@ -196,13 +196,16 @@ impl Daemon {
         until("the task to be stopped", || (self.status(id) == "STOPPED").then_some(()));
     }
 
-    fn kill_shims(&self) {
+    /// The shims that run.
+    pub(crate) fn shims(&self) -> Vec<Process> {
         let executable = fs::canonicalize(&self.shim).expect("find the shim");
-        let shims: Vec<_> = belonging_to(self.root())
-            .into_iter()
-            .filter(|process| process.executable() == executable)
-            .collect();
-        assert!(!shims.is_empty(), "no process runs {}", executable.display());
+        let shims = belonging_to(self.root()).into_iter();
+        shims.filter(|process| process.executable() == executable).collect()
+    }
+
+    fn kill_shims(&self) {
+        let shims = self.shims();
+        assert!(!shims.is_empty(), "no process runs {}", self.shim);
         for shim in shims {
             shim.signal(Signal::KILL);
             shim.ended("the shim");

@@ -105,6 +105,11 @@ impl Daemon {
         self.folder.path()
     }
 
+    /// What the daemon and its shims have logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.root().join("log")).unwrap_or_default()
+    }
+
     /// The path of the daemon's socket.
     pub(crate) fn address(&self) -> PathBuf {
         self.root().join("c.sock")
@@ -172,8 +177,7 @@ impl Drop for Daemon {
         let _ = self.child.wait();
         leaks::clean(self);
         if thread::panicking() {
-            let log = fs::read_to_string(self.root().join("log")).unwrap_or_default();
-            println!("containerd's log:\n{log}");
+            println!("containerd's log:\n{}", self.log());
         }
     }
 }

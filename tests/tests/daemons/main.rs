@@ -1,9 +1,9 @@
 //! What a user of containerd sees of a shim, under real daemons of three releases. Each test has a
 //! daemon of its own, in a temporary folder, and ends by looking for anything that was left behind.
 //!
-//! The shims under test are those of the examples `host`, `runc` and `wasm`, built as users get them.
-//! `SHIM_BINARY` names another one instead of the first: a path, or a bare name that is looked up beside the
-//! daemon. containerd's own `containerd-shim-runc-v2` passes all
+//! The shims under test are those of the examples `host`, `runc` and `wasm`, built as users get them, and the
+//! tests' own, which misbehaves on request. `SHIM_BINARY` names another one instead of the first: a path, or a
+//! bare name that is looked up beside the daemon. containerd's own `containerd-shim-runc-v2` passes all
 //! but these: it leaves its socket behind when it is killed, from 1.7 on it loses an exit that happens
 //! while containerd is away, and in 2.1 now and then the event of the deletion.
 
@@ -12,8 +12,11 @@
 mod behaviours;
 mod ctr;
 mod daemon;
+#[path = "../common/gate.rs"]
+mod gate;
 mod image;
 mod leaks;
+mod lifecycle;
 mod preconditions;
 mod process;
 mod shim;
@@ -66,6 +69,18 @@ macro_rules! tests {
 
         mod runc {
             common! { $release, crate::Example::Runc }
+        }
+
+        mod lifecycle {
+            tests! { $release, crate::Example::Fixture, crate::lifecycle,
+                execs_at_the_same_time_each_report_their_status
+                what_a_runtime_does_not_support_is_refused_with_a_sentence
+                a_paused_container_is_listed_as_such_with_its_exec_and_resumed
+                a_container_killed_while_it_is_paused_is_stopped
+                two_removals_at_once_leave_nothing
+                a_start_that_hangs_holds_up_nobody
+                what_a_container_leaves_in_a_shared_pid_namespace_is_killed
+            }
         }
 
         mod wasm {

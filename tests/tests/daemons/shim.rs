@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use crate::daemon::Release;
 
-/// An example whose shim is run.
+/// A shim that is run, of an example above all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Example {
     Host,
     Runc,
     Wasm,
+    /// The shim that misbehaves on request.
+    Fixture,
 }
 
 /// The package of each example, in their order.
@@ -25,6 +27,7 @@ pub(crate) fn binary(release: Release, example: Example) -> PathBuf {
     match (example, env::var("SHIM_BINARY")) {
         (Example::Host, Ok(path)) if path.contains('/') => PathBuf::from(path),
         (Example::Host, Ok(name)) => release.binary(&name),
+        (Example::Fixture, _) => PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-fixture-v1")),
         _ => built()[example as usize].clone(),
     }
 }
