@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Map, Value, json};
 
@@ -113,10 +114,19 @@ fn mounts() -> Value {
     ])
 }
 
-/// Makes a root file system in `dir` from a static busybox: every applet it has, and an empty skeleton.
+/// Makes a root file system in `dir` from a static busybox: every applet it has, and an empty skeleton. As root
+/// it gets the two devices that programs expect, for a shim that mounts none.
 pub fn busybox_rootfs(busybox: &Path, dir: &Path) -> Result<()> {
     for name in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
         fs::create_dir_all(dir.join(name)).doing(|| format!("cannot make `{}`", dir.join(name).display()))?;
+    }
+    for (name, minor) in [("null", 3), ("zero", 5)] {
+        let _ = mknod(
+            &dir.join("dev").join(name),
+            SFlag::S_IFCHR,
+            Mode::from_bits_truncate(0o666),
+            makedev(1, minor),
+        );
     }
     fs::copy(busybox, dir.join("bin/busybox")).doing(|| format!("cannot copy `{}`", busybox.display()))?;
     fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;

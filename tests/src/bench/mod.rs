@@ -11,6 +11,7 @@ mod cost;
 mod floor;
 mod hung;
 mod round;
+mod streams;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -27,7 +28,7 @@ use self::cost::{Activity, Footprint};
 use self::round::Running;
 use crate::{Play, table};
 
-/// Measure shims: start, calls, memory, threads, idleness
+/// Measure shims: start, calls, streams, memory, threads, idleness
 ///
 /// Each round starts every binary once, in the order given, with one running container. Printed are the median
 /// over the rounds, the least and the greatest value, and the ratio of the median to the first binary's; first
@@ -49,6 +50,12 @@ pub(crate) struct Bench {
     /// How many shims of each binary run at once, to see what each adds; 0 for none
     #[arg(long, default_value_t = 50)]
     many: usize,
+    /// How many bytes of output a container writes, for each size of block; 0 for none
+    #[arg(long, default_value_t = 256 << 20)]
+    bytes: u64,
+    /// How many quiet containers with attached streams one shim of each binary holds; 0 for none
+    #[arg(long, default_value_t = 100)]
+    attached: usize,
     /// An annotation, `KEY=VALUE`, that makes a container's Start hang: calls beside 64 of these are measured
     #[arg(long, value_name = "KEY=VALUE")]
     hang: Option<String>,
@@ -60,7 +67,7 @@ pub(crate) struct Bench {
 }
 
 /// What is measured, in the order of printing: name and unit.
-const CASES: [(&str, &str); 22] = [
+const CASES: [(&str, &str); 33] = [
     ("start returned", "ms"),
     ("first call answered", "ms"),
     ("State p50", "us"),
@@ -74,6 +81,11 @@ const CASES: [(&str, &str); 22] = [
     ("Kill p99, 64 hung Starts", "us"),
     ("Stats p50", "us"),
     ("Pids p50", "us"),
+    ("stdout, 64 KiB blocks", "MiB/s"),
+    ("CPU of a GiB, 64 KiB blocks", "ms"),
+    ("stdout, 4 KiB blocks", "MiB/s"),
+    ("CPU of a GiB, 4 KiB blocks", "ms"),
+    ("Delete, reader gone", "ms"),
     ("RSS", "KiB"),
     ("PSS", "KiB"),
     ("private dirty", "KiB"),
@@ -83,7 +95,16 @@ const CASES: [(&str, &str); 22] = [
     ("idle threads", ""),
     ("idle wake-ups", ""),
     ("idle CPU", "ms"),
+    ("attached RSS", "KiB"),
+    ("attached private dirty", "KiB"),
+    ("attached threads", ""),
+    ("attached descriptors", ""),
+    ("attached wake-ups", ""),
+    ("attached CPU", "ms"),
 ];
+
+/// Long enough for what a shim has begun to be finished, and for threads to end that are not needed.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// The case of many shims at once, whose name holds their number.
 const MANY: &str = "PSS each of many";
@@ -138,6 +159,14 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
             samples.push(hung::measure(bench, shim, *dialect, annotation)?);
         }
     }
+    for ((shim, dialect), samples) in binaries.iter().zip(&mut samples) {
+        if bench.bytes > 0 {
+            samples.push(streams::abandoned(bench, shim, *dialect)?);
+        }
+        if bench.attached > 0 {
+            samples.push(streams::attached(bench, shim, *dialect)?);
+        }
+    }
     if bench.idle > 0 {
         progress.set_message("idle");
         let idle = idle(bench, &binaries)?;
@@ -172,8 +201,6 @@ fn dialect(bench: &Bench, shim: &Path) -> Result<Dialect> {
 
 /// What each shim does while nobody asks anything of it, all at the same time.
 fn idle(bench: &Bench, binaries: &[(&Path, Dialect)]) -> Result<Vec<Sample>> {
-    // Long enough for what a shim has begun to be finished, and for threads to end that are not needed.
-    const SETTLE: Duration = Duration::from_secs(5);
     let start = |(shim, dialect): &(&Path, Dialect)| Running::start(bench, shim, *dialect);
     let shims = binaries.iter().map(start).collect::<Result<Vec<_>>>()?;
     let pid = |running: &Running| running.shim.server().map(Process::pid);
@@ -206,6 +233,10 @@ fn many(bench: &Bench, shim: &Path, dialect: Dialect) -> Result<Sample> {
     let each = total / shims.len() as f64;
     shims.into_iter().try_for_each(Running::end)?;
     Ok(Sample::from([(MANY, each)]))
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn median(values: &[f64]) -> f64 {

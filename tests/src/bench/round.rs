@@ -12,11 +12,11 @@ use shim_runtime::testing::{Dialect, Failure, FakeContainerd, RawConnection, Res
 
 use super::caller::Caller;
 use super::cost::{Activity, Footprint};
-use super::{Bench, Sample};
+use super::{Bench, Sample, milliseconds, streams};
 use crate::TaskVersion;
 
 /// How long a killed container may take to end.
-const END_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(10);
 /// Connections of the case with several.
 const CONNECTIONS: usize = 8;
 /// Calls on their way in the case with many.
@@ -27,7 +27,7 @@ const WAITS: u32 = 1000;
 /// A shim with one running container.
 pub(super) struct Running {
     pub(super) shim: Shim,
-    ctrd: FakeContainerd,
+    pub(super) ctrd: FakeContainerd,
     start: Duration,
     first_call: Duration,
 }
@@ -35,13 +35,7 @@ pub(super) struct Running {
 impl Running {
     /// Starts the binary and a container.
     pub(super) fn start(bench: &Bench, binary: &Path, dialect: Dialect) -> Result<Self> {
-        let mut builder = FakeContainerd::builder(dialect);
-        match bench.play.task {
-            Some(TaskVersion::V2) => builder = builder.task_version(2),
-            Some(TaskVersion::V3) => builder = builder.task_version(3),
-            None => {}
-        }
-        let ctrd = builder.build()?;
+        let ctrd = stand_in(bench, dialect)?;
         let bundle = bench.play.rooted(ctrd.bundle("c1")).args(bench.args.split_whitespace()).build()?;
         let began = Instant::now();
         let output = ctrd.launch(binary, &bundle, "start").run()?;
@@ -75,6 +69,7 @@ impl Running {
         sample.insert("descriptors", footprint.descriptors);
         self.measure_calls(bench, &mut sample)?;
         self.measure_waits(&mut sample)?;
+        streams::measure(self, bench, &mut sample)?;
         Ok(sample)
     }
 
@@ -154,6 +149,17 @@ impl Running {
     }
 }
 
+/// The containerd of that dialect, which calls the task service that was asked for.
+pub(super) fn stand_in(bench: &Bench, dialect: Dialect) -> Result<FakeContainerd> {
+    let builder = FakeContainerd::builder(dialect);
+    match bench.play.task {
+        Some(TaskVersion::V2) => builder.task_version(2),
+        Some(TaskVersion::V3) => builder.task_version(3),
+        None => builder,
+    }
+    .build()
+}
+
 /// Nothing but a connection and a call between the end of `start` and the answer.
 fn first_call(ctrd: &FakeContainerd, answer: &[u8], task: Option<TaskVersion>) -> Result<(), String> {
     let answer = Answer::parse(ctrd.dialect(), answer)?;
@@ -168,8 +174,4 @@ fn first_call(ctrd: &FakeContainerd, answer: &[u8], task: Option<TaskVersion>) -
     let service = format!("containerd.task.v{version}.Task");
     // Some shims answer that there is no container yet, which is an answer.
     connection.call(&service, "Connect", payload).map(drop).map_err(|error| error.to_string())
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
