@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::error::{Result, WithContext};
 use crate::reaper::lock;
@@ -24,6 +26,7 @@ pub(crate) struct Token(u64);
 
 impl Token {
     const WAKE: Self = Self(u64::MAX);
+    const ALARM: Self = Self(u64::MAX - 1);
 
     fn new(slot: usize, generation: u32) -> Self {
         Self((u64::from(generation) << 32) | slot as u64)
@@ -75,6 +78,10 @@ pub(crate) struct EventLoop {
     due: BinaryHeap<Reverse<(Instant, Timer)>>,
     timers: HashMap<Timer, Work>,
     next_timer: u64,
+    /// Goes off with the first timer: `epoll_wait` counts in milliseconds, some timers are shorter.
+    alarm: TimerFd,
+    /// When it is set to go off.
+    alarmed: Option<Instant>,
     handle: Handle,
     stopped: bool,
 }
@@ -84,7 +91,11 @@ impl EventLoop {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(|| "cannot create an epoll set")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .context(|| "cannot create an eventfd")?;
+        let alarm =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+                .context(|| "cannot create a timer")?;
         epoll.add(&wake, EpollEvent::new(Ready::EPOLLIN, Token::WAKE.0))?;
+        epoll.add(&alarm, EpollEvent::new(Ready::EPOLLIN, Token::ALARM.0))?;
         let posted = Mutex::new(Some(Vec::new()));
         Ok(Self {
             epoll,
@@ -93,6 +104,8 @@ impl EventLoop {
             due: BinaryHeap::new(),
             timers: HashMap::new(),
             next_timer: 0,
+            alarm,
+            alarmed: None,
             handle: Handle(Arc::new(Shared { posted, wake })),
             stopped: false,
         })
@@ -143,7 +156,7 @@ impl EventLoop {
     }
 
     fn release(&mut self, slot: usize) {
-        // One generation value is kept from ever naming a source: it belongs to the loop's own eventfd.
+        // One generation value is kept from ever naming a source: it belongs to the loop's own descriptors.
         self.slots[slot].generation = (self.slots[slot].generation + 1) % u32::MAX;
         self.free.push(slot);
     }
@@ -196,7 +209,8 @@ impl EventLoop {
     fn turn_until_stopped(&mut self) -> Result<()> {
         let mut ready = [EpollEvent::empty(); 64];
         while !self.stopped {
-            let count = match self.epoll.wait(&mut ready, self.timeout()) {
+            self.set_alarm()?;
+            let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno).context(|| "cannot wait for events"),
@@ -204,6 +218,7 @@ impl EventLoop {
             for event in &ready[..count] {
                 match Token(event.data()) {
                     Token::WAKE => self.run_posted(),
+                    Token::ALARM => {}
                     token => self.poke(token, event.events()),
                 }
             }
@@ -234,12 +249,23 @@ impl EventLoop {
         }
     }
 
-    /// Until the first timer; cancelled ones were dropped by `run_due`, so they wake nobody.
-    fn timeout(&self) -> EpollTimeout {
-        let Some(Reverse((due, _))) = self.due.peek() else { return EpollTimeout::NONE };
-        // Rounded up: a wake-up a fraction too early would spin until the time has come.
-        let left = due.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+    /// Sets the alarm to the first timer; cancelled ones were dropped by `run_due`, so they wake nobody. An alarm
+    /// that has gone off is quiet again only because it is set anew.
+    fn set_alarm(&mut self) -> Result<()> {
+        let due = self.due.peek().map(|Reverse((due, _))| *due);
+        if due == self.alarmed {
+            return Ok(());
+        }
+        self.alarmed = due;
+        let set = due.map_or_else(
+            || self.alarm.unset(),
+            |due| {
+                // Nothing at all would be no alarm.
+                let left = due.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+                self.alarm.set(Expiration::OneShot(TimeSpec::from(left)), TimerSetTimeFlags::empty())
+            },
+        );
+        set.context(|| "cannot set a timer")
     }
 }
 
