@@ -12,13 +12,14 @@ use nix::poll::PollFlags;
 use nix::unistd::read;
 
 use super::fifo;
+use super::pace::{BUSY, REST};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Handle, Ready, Source, Token};
 use crate::reaper::lock;
 
-/// How much is moved at a time, a pipe's usual size, and how often before others have their turn.
-const CHUNK: usize = 64 << 10;
-const CHUNKS_PER_TURN: usize = 16;
+/// How much is moved at a time, all that a busy stream's pipe holds, and how often before others have their turn.
+const CHUNK: usize = BUSY.unsigned_abs() as usize;
+const MOVES_PER_TURN: usize = 16;
 /// A reader that takes nothing for so long during the drain ends it.
 const STALL: Duration = Duration::from_secs(2);
 /// How long the drain takes at most: a client gives the whole Delete 10 s (contract 5.3).
@@ -42,7 +43,7 @@ pub(super) enum Halt {
 /// Moves what can be moved; returns how much, and why no more. One of the two must be a pipe or a FIFO.
 pub(super) fn pump(from: &OwnedFd, to: &OwnedFd) -> (usize, Halt) {
     let mut moved = 0;
-    for _ in 0..CHUNKS_PER_TURN {
+    for _ in 0..MOVES_PER_TURN {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         match splice(from, None, to, None, CHUNK, flags) {
             // A terminal that no process has open any more gives an error instead of an end.
@@ -65,7 +66,7 @@ pub(super) fn pump(from: &OwnedFd, to: &OwnedFd) -> (usize, Halt) {
 pub(super) fn discard(from: &OwnedFd) -> (usize, Halt) {
     let mut taken = 0;
     let mut buffer = [0; 4096];
-    for _ in 0..CHUNKS_PER_TURN * CHUNK / buffer.len() {
+    for _ in 0..MOVES_PER_TURN * 16 {
         match read(from, &mut buffer) {
             Ok(count @ 1..) => taken += count,
             Err(Errno::EINTR) => {}
@@ -168,6 +169,12 @@ impl Control {
 /// Asks for another turn after the others'.
 pub(super) fn again(token: Token, events: &mut EventLoop) {
     events.handle().post(move |events| events.poke(token, Ready::empty()));
+}
+
+/// Has the next turn come after a rest, not when a descriptor is ready.
+pub(super) fn rest(watch: &mut Watch, token: Token, events: &mut EventLoop) {
+    watch.stop(events);
+    events.after(REST, move |events| events.poke(token, Ready::empty()));
 }
 
 /// What all output copiers of one process together still have to deliver.

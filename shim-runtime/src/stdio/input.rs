@@ -10,8 +10,9 @@ use nix::errno::Errno;
 use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
 use nix::unistd::write;
 
-use super::copier::{Control, Halt, Watch, again, pump};
+use super::copier::{Control, Halt, Watch, again, pump, rest};
 use super::fifo;
+use super::pace::Pace;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 
@@ -23,12 +24,20 @@ pub(super) struct InputCopier {
     control: Arc<Control>,
     reads_only: bool,
     watch: Watch,
+    pace: Pace,
 }
 
 impl InputCopier {
     pub(super) fn start(control: &Arc<Control>, from: OwnedFd, to: Arc<OwnedFd>, to_terminal: bool) {
-        let (from, watch) = (Arc::new(from), Watch::default());
-        control.begin(Self { from, to, to_terminal, control: control.clone(), reads_only: false, watch });
+        control.begin(Self {
+            from: Arc::new(from),
+            to,
+            to_terminal,
+            control: control.clone(),
+            reads_only: false,
+            watch: Watch::default(),
+            pace: Pace::default(),
+        });
     }
 
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
@@ -37,7 +46,11 @@ impl InputCopier {
             self.from = Arc::new(fifo::reopen_to_read(&self.from)?);
             self.reads_only = true;
         }
-        match pump(&self.from, &self.to).1 {
+        let (moved, halt) = pump(&self.from, &self.to);
+        match halt {
+            Halt::Starved | Halt::Full if self.pace.rests(moved, [&self.from, &self.to]) => {
+                rest(&mut self.watch, token, events);
+            }
             Halt::Starved => self.watch.start(&self.from, Ready::EPOLLIN, token, events)?,
             Halt::Full => self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?,
             Halt::Paused => again(token, events),

@@ -7,6 +7,7 @@ mod file;
 mod input;
 mod logger_binary;
 mod output;
+mod pace;
 mod terminal;
 mod uri;
 

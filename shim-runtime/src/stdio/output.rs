@@ -12,9 +12,10 @@ use std::time::Duration;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::isatty;
 
-use super::copier::{Control, Halt, Share, Watch, again, discard, pump};
+use super::copier::{Control, Halt, Share, Watch, again, discard, pump, rest};
 use super::fifo;
 use super::file::FileCopier;
+use super::pace::Pace;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
 use crate::sys;
@@ -53,6 +54,7 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         readers: None,
         absence: None,
         watch: Watch::default(),
+        pace: Pace::default(),
     });
 }
 
@@ -74,14 +76,21 @@ struct OutputCopier {
     /// Gives up on a reader that does not come.
     absence: Option<Timer>,
     watch: Watch,
+    pace: Pace,
 }
 
 impl OutputCopier {
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
         let draining = self.control.is_finishing();
         if let Some(from) = self.from.clone() {
-            match (self.copy(&from, draining), &self.to) {
+            let (moved, halt) = self.copy(&from, draining);
+            match (halt, &self.to) {
                 (Halt::Paused, _) => again(token, events),
+                (Halt::Starved | Halt::Full, Some(to))
+                    if !draining && self.pace.rests(moved, [&from, to]) =>
+                {
+                    rest(&mut self.watch, token, events);
+                }
                 (Halt::Starved, _) if !draining => self.watch.start(&from, Ready::EPOLLIN, token, events)?,
                 (Halt::Full, _) if draining && self.is_fifo => return self.wait_for_room(token, events),
                 (Halt::Full, Some(to)) => self.watch.start(to, Ready::EPOLLOUT, token, events)?,
@@ -99,9 +108,9 @@ impl OutputCopier {
         if self.from.is_none() { self.end(token, draining, events) } else { Ok(Next::Keep) }
     }
 
-    /// Copies what there is. A process that the container has left behind may keep the pipe open for good, and
-    /// write on, so what there was when the drain began is all.
-    fn copy(&mut self, from: &OwnedFd, draining: bool) -> Halt {
+    /// Copies what there is; returns how much that was, and why no more. A process that the container has left
+    /// behind may keep the pipe open for good, and write on, so what there was when the drain began is all.
+    fn copy(&mut self, from: &OwnedFd, draining: bool) -> (usize, Halt) {
         // A terminal does not tell all that it holds.
         if draining && self.left.is_none() && isatty(from) == Ok(false) {
             self.left = Some(sys::unread(from));
@@ -111,7 +120,7 @@ impl OutputCopier {
             share.moved(moved);
         }
         self.left = self.left.map(|left| left.saturating_sub(moved));
-        if self.left == Some(0) { Halt::Ended } else { halt }
+        (moved, if self.left == Some(0) { Halt::Ended } else { halt })
     }
 
     /// The container is gone and the FIFO is full: only a reader can make room.
