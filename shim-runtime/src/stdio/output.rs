@@ -15,7 +15,7 @@ use nix::unistd::isatty;
 use super::copier::{Control, Halt, Share, Watch, again, discard, pump, rest};
 use super::fifo;
 use super::file::FileCopier;
-use super::pace::Pace;
+use super::pace::{Pace, make_room};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
 use crate::sys;
@@ -50,6 +50,7 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         control: control.clone(),
         share,
         left: None,
+        is_roomy: false,
         writes_only: false,
         readers: None,
         absence: None,
@@ -70,6 +71,8 @@ struct OutputCopier {
     share: Option<Share>,
     /// How much is still to be copied, of what the pipe held when the drain began.
     left: Option<usize>,
+    /// The FIFO was made larger for what is left.
+    is_roomy: bool,
     writes_only: bool,
     /// Tells of readers that come.
     readers: Option<Arc<OwnedFd>>,
@@ -92,7 +95,10 @@ impl OutputCopier {
                     rest(&mut self.watch, token, events);
                 }
                 (Halt::Starved, _) if !draining => self.watch.start(&from, Ready::EPOLLIN, token, events)?,
-                (Halt::Full, _) if draining && self.is_fifo => return self.wait_for_room(token, events),
+                (Halt::Full, Some(to)) if draining && self.is_fifo => {
+                    let to = to.clone();
+                    return self.wait_for_room(&from, &to, token, events);
+                }
                 (Halt::Full, Some(to)) => self.watch.start(to, Ready::EPOLLOUT, token, events)?,
                 (Halt::Lost, _) => {
                     self.watch.stop(events);
@@ -123,8 +129,20 @@ impl OutputCopier {
         (moved, if self.left == Some(0) { Halt::Ended } else { halt })
     }
 
-    /// The container is gone and the FIFO is full: only a reader can make room.
-    fn wait_for_room(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
+    /// The container is gone and the FIFO is full. Once it is as large as both, a reader gets the rest whenever
+    /// it likes, and nobody has to wait for it; where that is not allowed, only a reader can make room.
+    fn wait_for_room(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        token: Token,
+        events: &mut EventLoop,
+    ) -> Result<Next> {
+        if !self.is_roomy && make_room(to, from).is_ok() {
+            self.is_roomy = true;
+            again(token, events);
+            return Ok(Next::Keep);
+        }
         match self.write_only(events)? {
             Some(to) if fifo::has_reader(&to) => {
                 self.watch.start(&to, Ready::EPOLLOUT, token, events)?;

@@ -15,6 +15,8 @@ const STREAK: u32 = 8;
 /// The size of a busy stream's pipes: more than a fast writer writes during a rest. All pipes of a user have a
 /// limit in common (`pipe-user-pages-soft`), beyond which new ones are tiny, so it is taken only while needed.
 pub(super) const BUSY: i32 = 512 << 10;
+/// What a pipe holds unless told otherwise, and more than a terminal does.
+const USUAL: i32 = 64 << 10;
 
 /// See the module.
 #[derive(Default)]
@@ -64,6 +66,11 @@ impl Pace {
     }
 }
 
+/// Makes a FIFO large enough for all that another pipe, or a terminal, can hold in addition.
+pub(super) fn make_room(fifo: &OwnedFd, from: &OwnedFd) -> Result<(), Errno> {
+    resize(fifo, size(fifo)? + size(from).unwrap_or(USUAL))
+}
+
 fn size(pipe: &OwnedFd) -> Result<i32, Errno> {
     fcntl(pipe, FcntlArg::F_GETPIPE_SZ)
 }
@@ -80,9 +87,6 @@ mod tests {
 
     use super::*;
     use crate::stdio::fifo::{self, End};
-
-    /// What a pipe holds unless told otherwise.
-    const USUAL: i32 = 64 << 10;
 
     /// Two pipes: the ends that a copier has, and the others.
     fn pipes() -> [(OwnedFd, OwnedFd); 2] {
