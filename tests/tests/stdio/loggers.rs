@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use shim_runtime::Signal;
 use shim_runtime::testing::{Dialect, FakeContainerd, Process, Result, Stdio, related_to};
 
-use super::{FIXTURE, Host, LIMIT, numbers, until_text, when};
+use super::{FIXTURE, Host, LIMIT, numbers, until_stuck, until_text, when};
 
 /// Writes a logging program in shell; `$LOGS` is the folder for what it gets.
 fn program(host: &Host, script: &str) -> String {
@@ -120,6 +121,25 @@ fn a_program_that_does_not_end_is_killed_and_holds_up_delete_for_a_moment_only()
     exec.within(Duration::from_secs(8)).delete()?;
     assert!(logger.ended_within(LIMIT));
     assert!(start.elapsed() >= Duration::from_secs(12), "killed too early: {:?}", start.elapsed());
+    host.end()
+}
+
+#[test]
+fn a_program_that_takes_nothing_is_given_up() -> Result<()> {
+    let host = Host::new()?;
+    let uri = format!("binary://{}", program(&host, "printf x >&5; while :; do sleep 0.1; done"));
+    for terminal in [false, true] {
+        let exec = host.add("e1", "exec yes", &Stdio::log(&uri, terminal))?;
+        exec.start()?;
+        until_stuck(&exec)?;
+        exec.kill(Signal::KILL)?;
+        exec.wait().answer(LIMIT)?;
+        let start = Instant::now();
+        exec.within(Duration::from_secs(8)).delete()?;
+        // Between a terminal and the program the shim copies, which nothing but a reader can make room for.
+        let least = Duration::from_secs(if terminal { 2 } else { 1 });
+        assert!(start.elapsed() >= least, "given up too early: {:?}", start.elapsed());
+    }
     host.end()
 }
 

@@ -2,10 +2,10 @@
 
 use shim_runtime::testing::{Mode, Result};
 
-use super::{Host, LIMIT, numbers};
+use super::{Host, LIMIT, count, numbers, until};
 
 /// Runs as many execs, some at a time, each of which prints a line.
-fn print_lines(count: usize, terminal: bool) -> Result<()> {
+fn print_lines(execs: usize, terminal: bool) -> Result<()> {
     const AT_A_TIME: usize = 8;
     let host = Host::new()?;
     std::thread::scope(|scope| {
@@ -13,7 +13,7 @@ fn print_lines(count: usize, terminal: bool) -> Result<()> {
             .map(|thread| {
                 let host = &host;
                 scope.spawn(move || -> Result<()> {
-                    for n in (thread..count).step_by(AT_A_TIME) {
+                    for n in (thread..execs).step_by(AT_A_TIME) {
                         let id = format!("e{n}");
                         let stdio = host.ctrd.stdio(&id, Mode::Capture, terminal)?;
                         let exec = host.shim.task().exec(&id);
@@ -31,6 +31,7 @@ fn print_lines(count: usize, terminal: bool) -> Result<()> {
             .collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("no thread panics"))
     })?;
+    until("the workers to end", || count(&host.shim, "task").is_ok_and(|count| count <= 4));
     host.end()
 }
 

@@ -7,6 +7,8 @@ mod close_io;
 mod files;
 mod loggers;
 mod losses;
+mod names;
+mod owners;
 mod readers;
 mod refusals;
 mod terminals;
@@ -23,11 +25,25 @@ const FIXTURE: &str = env!("CARGO_BIN_EXE_containerd-shim-fixture-v1");
 /// How long anything is waited for that should come at once.
 const LIMIT: Duration = Duration::from_mins(1);
 
+/// Whether the test can run; with `SHIM_TESTS=all` it must.
+fn has_runc() -> bool {
+    let runc = std::process::Command::new("runc").arg("--version").output().is_ok();
+    let possible = runc && nix::unistd::geteuid().is_root() && Path::new("/bin/busybox").exists();
+    let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
+    assert!(possible || !needed, "root, runc and a static busybox are needed");
+    if !possible {
+        println!("left out: stdio::owners and stdio::terminals need root, runc and a static busybox");
+    }
+    possible
+}
+
 /// A stand-in with a container that runs until [`Host::end`], for execs.
 struct Host {
     ctrd: FakeContainerd,
     bundle: Bundle,
     shim: Shim,
+    /// How many the shim had before there were any execs.
+    descriptors: usize,
 }
 
 impl Host {
@@ -36,7 +52,8 @@ impl Host {
         let bundle = ctrd.bundle("host").args(["sleep", "1000"]).build()?;
         let shim = ctrd.start(FIXTURE, &bundle)?;
         shim.run()?;
-        Ok(Self { ctrd, bundle, shim })
+        let descriptors = count(&shim, "fd")?;
+        Ok(Self { ctrd, bundle, shim, descriptors })
     }
 
     /// Adds an exec that runs a line of shell.
@@ -54,13 +71,21 @@ impl Host {
         Ok(exec)
     }
 
-    /// Ends the container; nothing may be left.
+    /// Ends the container; nothing may be left, nor of execs in the shim.
     fn end(mut self) -> Result<()> {
+        until("the descriptors to be closed", || {
+            count(&self.shim, "fd").is_ok_and(|count| count <= self.descriptors)
+        });
         self.shim.task().kill(Signal::KILL)?;
         self.shim.task().wait().answer(LIMIT)?;
         self.shim.remove()?;
         self.ctrd.check()
     }
+}
+
+/// How much of something a shim has: `fd`, `task`.
+fn count(shim: &Shim, what: &str) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{}/{what}", shim.server()?.pid()))?.count())
 }
 
 /// Waits until a condition holds.
@@ -70,6 +95,23 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "waited {LIMIT:?} in vain for {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// Waits until a process that writes small blocks without end is held up: nothing was written for a while.
+fn until_stuck(exec: &Task) -> Result<()> {
+    let io = format!("/proc/{}/io", exec.state()?.pid);
+    let written = || {
+        let text = fs::read_to_string(&io).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok())
+    };
+    let (mut last, mut same) = (None, 0);
+    until("the writer to be held up", || {
+        let now = written().filter(|count| *count > 0);
+        same = if now.is_some() && now == last { same + 1 } else { 0 };
+        last = now;
+        same >= 20
+    });
+    Ok(())
 }
 
 /// Waits until a file holds that text.

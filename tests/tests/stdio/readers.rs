@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use shim_runtime::Signal;
-use shim_runtime::testing::{Mode, Result};
+use shim_runtime::testing::{Captured, Mode, Result};
 
-use super::{Host, LIMIT, until, when};
+use super::{Host, LIMIT, count, until, until_stuck, when};
 
 #[test]
 fn a_late_reader_of_a_short_exec_gets_everything() -> Result<()> {
@@ -89,10 +89,11 @@ fn delete_does_not_wait_for_a_reader_that_is_gone() -> Result<()> {
     let host = Host::new()?;
     let quickest = quickest_delete(&host, |id| {
         let stdio = host.ctrd.stdio(id, Mode::Capture, false)?;
-        let exec = host.add(id, "head -c 1000 /dev/zero; exec cat /dev/zero", &stdio)?;
+        let exec = host.add(id, "head -c 1000 /dev/zero; exec yes", &stdio)?;
         exec.start()?;
         assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.len() >= 1000));
         stdio.detach();
+        until_stuck(&exec)?;
         exec.kill(Signal::KILL)?;
         exec.wait().answer(LIMIT).map(drop)
     })?;
@@ -139,15 +140,74 @@ fn delete_does_not_wait_for_a_process_that_was_left_behind_and_writes_on() -> Re
 }
 
 #[test]
-fn a_reader_that_stopped_holds_up_delete_for_a_moment_only() -> Result<()> {
+fn a_reader_that_stopped_gets_the_rest_after_delete_which_does_not_wait_for_it() -> Result<()> {
+    // As much as a FIFO and a container's pipe hold.
+    const BYTES: usize = 128 << 10;
     let host = Host::new()?;
-    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
-    stdio.stop_reading();
-    let exec = host.add("e1", "exec cat /dev/zero", &stdio)?;
-    exec.start()?;
-    exec.kill(Signal::KILL)?;
-    exec.wait().answer(LIMIT)?;
-    exec.within(Duration::from_secs(10)).delete()?;
+    let mut readers = Vec::new();
+    let quickest = quickest_delete(&host, |id| {
+        let stdio = host.ctrd.stdio(id, Mode::Capture, false)?;
+        stdio.stop_reading();
+        host.run(id, &format!("head -c {BYTES} /dev/zero; head -c {BYTES} /dev/zero >&2"), &stdio)?;
+        readers.push(stdio);
+        Ok(())
+    })?;
+    assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    for stdio in readers {
+        stdio.read_on();
+        let captured = stdio.finish(LIMIT)?;
+        assert_eq!((captured.stdout.len(), captured.stderr.len()), (BYTES, BYTES));
+    }
+    host.end()
+}
+
+#[test]
+fn a_flood_that_a_reader_has_left_alone_does_not_hold_up_delete() -> Result<()> {
+    let host = Host::new()?;
+    for terminal in [false, true] {
+        let mut readers = Vec::new();
+        let quickest = quickest_delete(&host, |id| {
+            let stdio = host.ctrd.stdio(id, Mode::Capture, terminal)?;
+            stdio.stop_reading();
+            let exec = host.add(id, "exec yes", &stdio)?;
+            exec.start()?;
+            until_stuck(&exec)?;
+            exec.kill(Signal::KILL)?;
+            readers.push(stdio);
+            exec.wait().answer(LIMIT).map(drop)
+        })?;
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    }
+    host.end()
+}
+
+#[test]
+fn what_never_started_is_deleted_at_once_and_its_readers_see_the_end() -> Result<()> {
+    let host = Host::new()?;
+    for terminal in [false, true] {
+        let mut readers = Vec::new();
+        let quickest = quickest_delete(&host, |id| {
+            let stdio = host.ctrd.stdio(id, Mode::Capture, terminal)?;
+            host.add(id, "echo never", &stdio)?;
+            readers.push(stdio);
+            Ok(())
+        })?;
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    }
+    let ctrd = &host.ctrd;
+    for terminal in [false, true] {
+        let id = format!("never{terminal}");
+        let mut builder = ctrd.bundle(&id).args(["echo", "never"]);
+        if terminal {
+            builder = builder.terminal();
+        }
+        let bundle = builder.capture().build()?;
+        let mut shim = ctrd.start(super::FIXTURE, &bundle)?;
+        shim.task().create(&bundle)?;
+        shim.task().within(Duration::from_secs(2)).delete()?;
+        assert_eq!(bundle.stdio().finish(LIMIT)?.stdout, b"");
+        shim.end()?;
+    }
     host.end()
 }
 
@@ -172,7 +232,6 @@ fn one_fifo_for_both_outputs_ends_when_both_do() -> Result<()> {
 #[test]
 fn streams_cost_no_threads() -> Result<()> {
     let host = Host::new()?;
-    let tasks = format!("/proc/{}/task", host.shim.server()?.pid());
     let mut execs = Vec::new();
     for n in 0..50 {
         let id = format!("e{n}");
@@ -182,11 +241,38 @@ fn streams_cost_no_threads() -> Result<()> {
         assert!(stdio.wait_for(LIMIT, |captured| captured.stdout.starts_with(b"hi")));
         execs.push((exec, stdio));
     }
-    until("the workers to end", || fs::read_dir(&tasks).unwrap().count() <= 4);
+    until("the workers to end", || count(&host.shim, "task").is_ok_and(|count| count <= 4));
     for (exec, _) in &execs {
         exec.kill(Signal::KILL)?;
         exec.wait().answer(LIMIT)?;
         exec.delete()?;
     }
+    host.end()
+}
+
+#[test]
+fn a_shim_sleeps_again_once_a_busy_stream_is_quiet() -> Result<()> {
+    const BYTES: usize = 50_000_000;
+    let host = Host::new()?;
+    let status = format!("/proc/{}/status", host.shim.server()?.pid());
+    let wakeups = || {
+        let text = fs::read_to_string(&status).unwrap();
+        text.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
+    };
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
+    // In small blocks, for each of which the shim would be woken.
+    let script = format!("head -c {BYTES} /dev/zero | dd bs=4k status=none; echo end >&2; exec sleep 1000");
+    let exec = host.add("e1", &script, &stdio)?;
+    exec.start()?;
+    let all = |captured: &Captured| captured.stdout.len() == BYTES && captured.stderr == b"end\n";
+    assert!(stdio.wait_for(LIMIT, all));
+    until("the shim to sleep", || {
+        let before = wakeups();
+        std::thread::park_timeout(Duration::from_millis(500));
+        wakeups() == before
+    });
+    exec.kill(Signal::KILL)?;
+    exec.wait().answer(LIMIT)?;
+    exec.delete()?;
     host.end()
 }

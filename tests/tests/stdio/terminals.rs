@@ -1,10 +1,8 @@
 //! Terminals: our own, and those that a runtime sends over a console socket (contract 5.3).
 
-use std::path::Path;
-
 use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Result};
 
-use super::{FIXTURE, Host, LIMIT};
+use super::{FIXTURE, Host, LIMIT, has_runc};
 
 /// Tells the size of its terminal, and again when that changes. The shell waits for the child that it reads by,
 /// so the trap runs between two short ones.
@@ -95,6 +93,24 @@ fn a_terminal_without_any_stream_holds_nobody_up() -> Result<()> {
 }
 
 #[test]
+fn a_terminal_without_input_has_output_all_the_same_and_no_end_of_input() -> Result<()> {
+    let host = Host::new()?;
+    let stdio = host.ctrd.stdio("e1", Mode::Capture, true)?;
+    let exec = host.shim.task().exec("e1");
+    let script = "test -t 0 && echo ready; read a; echo ended";
+    exec.add_with(&host.bundle, &["sh", "-c", script], &stdio, |request| request.stdin.clear())?;
+    exec.start()?;
+    let waiting = exec.wait();
+    assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"ready\r\n"));
+    exec.close_io()?;
+    exec.kill(shim_runtime::Signal::KILL)?;
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+    exec.delete()?;
+    assert_eq!(stdio.finish(LIMIT)?.stdout, b"ready\r\n");
+    host.end()
+}
+
+#[test]
 fn a_terminal_that_is_sent_over_the_console_socket_is_served() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let builder = ctrd.bundle("c1").args(["sh", "-c", "stty size; read a; echo got $a; exit 3"]);
@@ -123,18 +139,6 @@ fn a_console_socket_without_a_terminal_fails_create() -> Result<()> {
     assert!(failed.contains("there is no terminal"), "{failed}");
     shim.end()?;
     ctrd.check()
-}
-
-/// Whether the test can run; with `SHIM_TESTS=all` it must.
-fn has_runc() -> bool {
-    let runc = std::process::Command::new("runc").arg("--version").output().is_ok();
-    let possible = runc && nix::unistd::geteuid().is_root() && Path::new("/bin/busybox").exists();
-    let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
-    assert!(possible || !needed, "root, runc and a static busybox are needed");
-    if !possible {
-        println!("left out: stdio::terminals needs root, runc and a static busybox");
-    }
-    possible
 }
 
 #[test]
