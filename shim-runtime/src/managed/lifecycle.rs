@@ -27,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const DEATH: Duration = Duration::from_secs(5);
 /// When it is tried again to get a thread for what must be done.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a Delete lets signals and questions come back that are still under way.
+const LATE_CALLS: Duration = Duration::from_secs(2);
 
 impl<S: Shim> Managed<S> {
     /// Makes a container; returns its init's pid. On failure nothing is left of it, and no event tells of it.
@@ -332,6 +334,7 @@ impl<S: Shim> Managed<S> {
     ) -> Result<()> {
         let target = entry.processes().target(exec)?.with_all(all);
         let container = entry.container()?;
+        let _inside = entry.calls.enter();
         author(|| container.kill(&target, signal))?;
         if signal == Signal::KILL {
             self.give_up_later(&target);
@@ -377,6 +380,8 @@ impl<S: Shim> Managed<S> {
             (processes.target("")?, processes.init.streams.clone())
         };
         crash::here("delete.begun");
+        // The engine may take longer to tell that a signal was sent than the container to die of it.
+        entry.calls.wait_for_none(LATE_CALLS);
         // What is left of the output is delivered while the container is given up: nobody writes any more.
         if let Some(streams) = &streams {
             streams.finish();

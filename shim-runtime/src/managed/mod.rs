@@ -1,6 +1,7 @@
 //! The lives of containers: which call is allowed when, which event follows which, who waits for what
 //! (contract 6). Author code is called from here and nowhere else, never with a lock held.
 
+mod calls;
 mod events;
 mod lifecycle;
 mod processes;

@@ -144,6 +144,7 @@ impl<S: Shim> Task for Managed<S> {
             processes.init.check(Move::Observe)?;
             processes.target("")?
         };
+        let _inside = entry.calls.enter();
         let stats = author(|| entry.container()?.stats(&target))?;
         Ok(StatsResponse { stats: Some(stats).into(), ..StatsResponse::default() })
     }

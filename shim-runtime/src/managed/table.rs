@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use super::calls::Calls;
 use super::processes::Processes;
 use crate::api::{CreateTaskRequest, DeleteResponse};
 use crate::bundle::{Bundle, Record};
@@ -22,6 +23,7 @@ pub(super) struct Entry<C> {
     processes: Mutex<Processes>,
     /// What the bundle tells after our death.
     pub(super) record: Mutex<Record>,
+    pub(super) calls: Calls,
     _hold: Hold,
 }
 
@@ -70,6 +72,7 @@ impl<C> Table<C> {
             container: OnceLock::new(),
             processes: Mutex::new(Processes::new(id, request)),
             record: Mutex::default(),
+            calls: Calls::default(),
             _hold: hold,
         });
         state.entries.insert(id.clone(), entry.clone());

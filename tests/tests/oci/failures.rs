@@ -1,10 +1,10 @@
 //! What an engine's failures become: its words, the codes that containerd acts on, and nothing left behind.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::Message;
-use shim_runtime::api::{PauseRequest, Status};
+use shim_runtime::api::{KillRequest, PauseRequest, Status};
 use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Process, Result};
 use shim_runtime::{Code, Pid, Signal};
 
@@ -150,6 +150,32 @@ fn a_command_ends_with_the_client_that_it_is_run_for_but_a_start_goes_on() -> Re
     task.kill(Signal::KILL)?;
     exit.answer(LIMIT)?;
     shim.remove()?;
+    ctrd.check()
+}
+
+/// The client hangs up after Delete, and would lose the answer to a Kill that is still under way.
+#[test]
+fn a_delete_lets_a_kill_come_back_first_but_waits_not_for_good() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    recorder.hang("kill")?;
+    let mut client = shim.raw()?;
+    let task = shim.task();
+    let request = KillRequest { id: "c1".into(), signal: 15, ..KillRequest::default() };
+    client.begin(&task.service(), "Kill", request.write_to_bytes().unwrap_or_default())?;
+    recorder.until_it_hangs();
+    let init = recorder.read("init").trim().parse().ok().and_then(Pid::new);
+    init.map(Process::open).expect("the engine has noted the init's pid")?.signal(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    let begin = Instant::now();
+    task.delete()?;
+    assert!(begin.elapsed() >= Duration::from_secs(2), "the kill was not waited for");
+    drop(client);
+    ended(&recorder);
+    shim.end()?;
     ctrd.check()
 }
 
