@@ -11,8 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::shim::oci::Options;
 use nix::sys::stat::Mode as Permissions;
 use nix::unistd::mkfifo;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
 
@@ -142,7 +144,8 @@ impl BundleBuilder {
         self
     }
 
-    /// Writes a spec that runc takes.
+    /// Writes a spec that an OCI runtime takes, and gives options unless others are given: the runtime then keeps
+    /// its state in the stand-in's own folder.
     pub fn full_spec(mut self) -> Self {
         self.full = true;
         self.spec.user = (0, 0);
@@ -262,9 +265,16 @@ impl BundleBuilder {
             None => Stdio::new(&self.ctrd.io_dir(&self.id), self.mode, terminal)?,
         };
         self.ctrd.remember(&group);
-        let (id, spec, options, mounts) = (self.id, self.spec, self.options, self.mounts);
+        let options = self.options.or_else(|| self.full.then(|| engine_options(&self.ctrd)));
+        let (id, spec, mounts) = (self.id, self.spec, self.mounts);
         Ok(Bundle(Arc::new(Inner { id, path, work, group, spec, options, mounts, stdio, log })))
     }
+}
+
+fn engine_options(ctrd: &FakeContainerd) -> Any {
+    let root = ctrd.root().join("engine").to_string_lossy().into_owned();
+    let value = Options { root, ..Options::default() }.write_to_bytes().unwrap_or_default();
+    Any { type_url: "containerd.runc.v1.Options".to_owned(), value, ..Any::default() }
 }
 
 /// The group by the Go shim's rule; other shims may have other labels.

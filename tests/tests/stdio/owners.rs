@@ -17,10 +17,11 @@ fn streams_belong_to_whom_the_options_name_and_can_be_opened_again() -> Result<(
     }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     // A group that the runtime would not think of by itself.
-    let options = Options { io_uid: 1234, io_gid: 5678, ..Options::default() };
+    let root = ctrd.root().join("engine").to_string_lossy().into_owned();
+    let options = Options { io_uid: 1234, io_gid: 5678, root, ..Options::default() };
     let options = options.write_to_bytes().expect("options can be encoded");
     let builder = ctrd.bundle("c1").args(["sh", "-c", SCRIPT]).full_spec().user(1234, 1234).capture();
-    let builder = builder.busybox("/bin/busybox").annotation("fixture/kind", "runc");
+    let builder = builder.busybox("/bin/busybox").annotation("fixture/kind", "oci");
     let bundle = builder.options("containerd.runc.v1.Options", options).build()?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 0);

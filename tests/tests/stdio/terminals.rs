@@ -148,7 +148,7 @@ fn the_terminals_that_runc_makes_are_served() -> Result<()> {
     }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let builder = ctrd.bundle("c1").args(["sh", "-c", "echo hi; read a; echo got $a"]).full_spec();
-    let builder = builder.busybox("/bin/busybox").annotation("fixture/kind", "runc").terminal().capture();
+    let builder = builder.busybox("/bin/busybox").annotation("fixture/kind", "oci").terminal().capture();
     let bundle = builder.build()?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     let (waiting, stdio) = (shim.run()?, bundle.stdio());

@@ -11,7 +11,7 @@ fn can_run() -> bool {
     let needed = std::env::var_os("SHIM_TESTS").is_some_and(|tests| tests == "all");
     assert!(possible || !needed, "root, runc and a static busybox are needed");
     if !possible {
-        println!("left out: lifecycle::runc needs root, runc and a static busybox");
+        println!("left out: lifecycle::oci needs root, runc and a static busybox");
     }
     possible
 }
@@ -36,7 +36,7 @@ fn of_two_hundred_containers_that_exit_at_once_no_exit_is_lost_and_no_zombie_lef
                             let status = n % 120;
                             let script = format!("exit {status}");
                             let bundle =
-                                bundle(ctrd, &id, "runc").group("pod").full_spec().busybox("/bin/busybox");
+                                bundle(ctrd, &id, "oci").group("pod").full_spec().busybox("/bin/busybox");
                             let bundle = bundle.args(["sh", "-c", &script]).build()?;
                             let mut container = ctrd.attach(shim, &bundle)?;
                             assert_eq!(container.run()?.answer(LIMIT)?.exit_status, status);
@@ -65,7 +65,7 @@ fn an_exec_that_runc_leaves_behind_is_adopted() -> Result<()> {
     }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle =
-        bundle(&ctrd, "c1", "runc").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
+        bundle(&ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     let waiting = shim.run()?;
     for n in 0..20 {
@@ -92,7 +92,7 @@ fn what_an_init_leaves_in_the_host_s_pid_namespace_is_killed_by_runc() -> Result
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!; exit 3";
     let bundle =
-        bundle(&ctrd, "c1", "runc").full_spec().busybox("/bin/busybox").args(["sh", "-c", script]).build()?;
+        bundle(&ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sh", "-c", script]).build()?;
     let path = bundle.path().join("config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).unwrap();
     let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
@@ -116,7 +116,7 @@ fn stats_come_from_a_container_s_own_cgroup() -> Result<()> {
     }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle =
-        bundle(&ctrd, "c1", "runc").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
+        bundle(&ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     let waiting = shim.run()?;
     let stats = shim.task().stats()?.stats;
