@@ -131,8 +131,20 @@ impl<S: Shim> Managed<S> {
         let place = if rest.frozen { Place::of_process(&entry.id, "") } else { Place::Aside };
         let (managed, ended) = (self.clone(), entry.clone());
         let taken = self.0.workers.offer(place, move || managed.end_rest(&ended, rest));
-        if !taken && let Ok(supervisor) = self.0.context.supervisor() {
-            let (managed, entry) = (self.clone(), entry.clone());
+        let Ok(supervisor) = self.0.context.supervisor() else { return };
+        let managed = self.clone();
+        if taken {
+            // Author code may hang, which the exit is not held for in the end, nor the shim for this.
+            let entry = Arc::downgrade(entry);
+            supervisor.main().post(move |events| {
+                events.after(GRACE, move |_| {
+                    if let Some(entry) = entry.upgrade() {
+                        managed.rest_ended(&entry);
+                    }
+                });
+            });
+        } else {
+            let entry = entry.clone();
             supervisor.main().post(move |events| {
                 events.after(RETRY, move |_| managed.end_later(&entry, rest));
             });
@@ -150,6 +162,10 @@ impl<S: Shim> Managed<S> {
         if rest.alive {
             self.kill_the_rest(entry);
         }
+        self.rest_ended(entry);
+    }
+
+    fn rest_ended(&self, entry: &Arc<Entry<S::Container>>) {
         entry.processes().rest_ended();
         self.settle(entry);
     }

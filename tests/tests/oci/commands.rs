@@ -17,7 +17,8 @@ use crate::{LIMIT, shim};
 fn a_whole_life_takes_the_commands_that_runc_s_shim_uses_and_no_more() -> Result<()> {
     let recorder = Recorder::new()?;
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    // With a pid namespace of its own, whose rest the kernel ends.
+    let bundle = with_options(ctrd.bundle("c1").full_spec(), &recorder.options()).build()?;
     let mut shim = ctrd.start(shim(), &bundle)?;
     let exit = shim.run()?;
     let task = shim.task();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::Message;
+use serde_json::json;
 use shim_runtime::api::{KillRequest, PauseRequest, Status};
 use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Process, Result};
 use shim_runtime::{Code, Pid, Signal};
@@ -40,7 +41,7 @@ fn the_last_error_in_the_engine_s_log_is_what_the_client_reads() -> Result<()> {
     words(task.resume().unwrap_err(), "resume");
     recorder.mend("resume");
     task.resume()?;
-    words(task.update(&serde_json::json!({})).unwrap_err(), "update");
+    words(task.update(&json!({})).unwrap_err(), "update");
     exec.delete()?;
     task.kill(Signal::KILL)?;
     exit.answer(LIMIT)?;
@@ -153,12 +154,51 @@ fn a_command_ends_with_the_client_that_it_is_run_for_but_a_start_goes_on() -> Re
     ctrd.check()
 }
 
+/// Processes that are left hold the container's output open, and its client waits for the end of that before it
+/// deletes (contract 6.5, 4).
+#[test]
+fn what_an_init_leaves_in_the_pid_namespace_of_others_is_killed_before_its_exit_is_told() -> Result<()> {
+    let others = ["/proc/1/ns/pid", ""].map(|path| json!([{"type": "mount"}, {"type": "pid", "path": path}]));
+    for (namespaces, kills) in others.into_iter().chain([json!([{"type": "mount"}])]).zip([1, 0, 1]) {
+        let recorder = Recorder::new()?;
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let builder = ctrd.bundle("c1").config(json!({ "linux": { "namespaces": namespaces } }));
+        let bundle = with_options(builder, &recorder.options()).build()?;
+        let mut shim = ctrd.start(shim(), &bundle)?;
+        let exit = shim.run()?;
+        recorder.init()?.signal(Signal::KILL)?;
+        assert_eq!(exit.answer(LIMIT)?.exit_status, 137);
+        let calls = recorder.read("calls");
+        let seen = calls.lines().filter(|call| call.ends_with(" kill --all c1 9")).count();
+        assert_eq!(seen, kills, "{namespaces}: {calls}");
+        shim.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+/// A kill that hangs keeps the exit back for a while only.
+#[test]
+fn an_exit_is_told_although_what_is_left_cannot_be_killed() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    recorder.hang("kill")?;
+    recorder.init()?.signal(Signal::KILL)?;
+    assert_eq!(exit.answer(LIMIT)?.exit_status, 137);
+    recorder.noted("hangs")?.signal(Signal::KILL)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
 /// The client hangs up after Delete, and would lose the answer to a Kill that is still under way.
 #[test]
 fn a_delete_lets_a_kill_come_back_first_but_waits_not_for_good() -> Result<()> {
     let recorder = Recorder::new()?;
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let bundle = with_options(ctrd.bundle("c1").full_spec(), &recorder.options()).build()?;
     let mut shim = ctrd.start(shim(), &bundle)?;
     let exit = shim.run()?;
     recorder.hang("kill")?;
@@ -167,8 +207,7 @@ fn a_delete_lets_a_kill_come_back_first_but_waits_not_for_good() -> Result<()> {
     let request = KillRequest { id: "c1".into(), signal: 15, ..KillRequest::default() };
     client.begin(&task.service(), "Kill", request.write_to_bytes().unwrap_or_default())?;
     recorder.until_it_hangs();
-    let init = recorder.read("init").trim().parse().ok().and_then(Pid::new);
-    init.map(Process::open).expect("the engine has noted the init's pid")?.signal(Signal::KILL)?;
+    recorder.init()?.signal(Signal::KILL)?;
     exit.answer(LIMIT)?;
     let begin = Instant::now();
     task.delete()?;

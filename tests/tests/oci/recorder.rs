@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::Message;
-use shim_runtime::testing::{BundleBuilder, Result};
+use shim_runtime::Pid;
+use shim_runtime::testing::{BundleBuilder, Process, Result};
 use tempfile::TempDir;
 
 use crate::LIMIT;
@@ -55,6 +56,17 @@ impl Recorder {
     /// Waits until a verb hangs.
     pub(crate) fn until_it_hangs(&self) {
         until("the engine to hang", || self.file("hangs").exists());
+    }
+
+    /// The process that plays the container's init.
+    pub(crate) fn init(&self) -> Result<Process> {
+        self.noted("init")
+    }
+
+    /// A process whose pid is in the file of that name.
+    pub(crate) fn noted(&self, name: &str) -> Result<Process> {
+        let pid = self.read(name).trim().parse().ok().and_then(Pid::new);
+        Ok(Process::open(pid.unwrap_or_else(|| panic!("no pid is in `{name}`")))?)
     }
 
     /// The calls so far, each without what all of them begin with.
