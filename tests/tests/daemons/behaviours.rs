@@ -203,7 +203,7 @@ impl Daemon {
         shims.filter(|process| process.executable() == executable).collect()
     }
 
-    fn kill_shims(&self) {
+    pub(crate) fn kill_shims(&self) {
         let shims = self.shims();
         assert!(!shims.is_empty(), "no process runs {}", self.shim);
         for shim in shims {

@@ -105,7 +105,7 @@ impl Daemon {
         output.stdout
     }
 
-    /// The arguments of `ctr run` for a container that carries the daemon's path in its environment.
+    /// The arguments of `ctr run` for a container of the shim under test.
     pub(crate) fn run_args<'a>(
         &'a self,
         flags: &[&'a str],
@@ -113,7 +113,7 @@ impl Daemon {
         command: &[&'a str],
     ) -> Vec<&'a str> {
         self.remember(id);
-        let common = ["run", "--runtime", &self.shim, "--env", &self.mark, "--fifo-dir", &self.fifos];
+        let common = ["run", "--runtime", &self.shim, "--fifo-dir", &self.fifos];
         [&common, flags, &[image::NAME, id], command].concat()
     }
 

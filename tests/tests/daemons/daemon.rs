@@ -1,6 +1,7 @@
 //! A containerd daemon of a test's own: root, state, sockets and log in a temporary folder, without
 //! the network and whatever else could touch the system's own daemon.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,10 +17,7 @@ use crate::shim::{self, Example};
 use crate::{image, leaks};
 
 /// The plugins that reach outside the temporary folder. A release ignores those that it does not know.
-const DISABLED_PLUGINS: [&str; 10] = [
-    "io.containerd.cri.v1.images",
-    "io.containerd.cri.v1.runtime",
-    "io.containerd.grpc.v1.cri",
+const DISABLED_PLUGINS: [&str; 7] = [
     "io.containerd.internal.v1.opt",
     "io.containerd.nri.v1.nri",
     "io.containerd.snapshotter.v1.aufs",
@@ -61,14 +59,36 @@ impl Release {
     }
 }
 
+/// What a daemon does besides containerd's own.
+pub(crate) struct Setup {
+    /// Further plugins that are not to run.
+    pub(crate) disabled: &'static [&'static str],
+    /// The rest of the configuration, made for a release and the daemon's folder.
+    pub(crate) config: fn(Release, &Path) -> String,
+    /// Where containers live; without it in a namespace named like the daemon's folder.
+    pub(crate) namespace: Option<&'static str>,
+    /// Where the OCI runtime keeps its state, if not in the folder that all daemons share.
+    pub(crate) engine_state: Option<&'static str>,
+}
+
+/// Only what `ctr` needs.
+const PLAIN: Setup = Setup {
+    disabled: &["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"],
+    config: |_, _| String::new(),
+    namespace: None,
+    engine_state: None,
+};
+
 /// A daemon that runs.
 pub(crate) struct Daemon {
     pub(crate) release: Release,
     pub(crate) namespace: String,
+    /// The cgroup around the containers' own.
+    pub(crate) cgroup: String,
+    /// The folders in which the OCI runtime keeps the state of containers.
+    pub(crate) engine_state: PathBuf,
     /// The shim under test.
     pub(crate) shim: String,
-    /// An environment entry by which everything that the daemon brings about is found again.
-    pub(crate) mark: String,
     /// Where `ctr` puts the FIFOs of containers.
     pub(crate) fifos: String,
     ids: Mutex<Vec<String>>,
@@ -77,26 +97,36 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon and gives it the image; containers will be run by the example's shim.
+    /// Starts a daemon for `ctr` and gives it the image; containers will be run by the example's shim.
     pub(crate) fn start(release: Release, example: Example) -> Self {
+        Self::start_with(release, example, &PLAIN)
+    }
+
+    /// Starts a daemon as `setup` says.
+    pub(crate) fn start_with(release: Release, example: Example, setup: &Setup) -> Self {
         let shim = shim::binary(release, example);
         // Not below TMPDIR: the path of a socket must stay short.
         let folder = tempfile::Builder::new().prefix("shim-").tempdir_in("/tmp").expect("make a folder");
         let root = folder.path();
-        fs::write(root.join("config.toml"), config(release, root)).expect("write the configuration");
+        fs::write(root.join("config.toml"), config(release, root, setup)).expect("write the configuration");
+        let name = root.file_name().expect("the folder has a name").to_string_lossy().into_owned();
+        let namespace = setup.namespace.map_or_else(|| name.clone(), str::to_owned);
+        let engine_state =
+            setup.engine_state.map_or_else(|| leaks::ENGINE_STATE.into(), |below| root.join(below));
         let mut daemon = Self {
             release,
-            namespace: root.file_name().expect("the folder has a name").to_string_lossy().into_owned(),
+            engine_state: engine_state.join(&namespace),
+            namespace,
+            cgroup: name,
+            child: spawn(release, root, &shim),
             shim: shim.to_string_lossy().into_owned(),
-            mark: mark(root),
             fifos: root.join("fifos").to_string_lossy().into_owned(),
             ids: Mutex::default(),
-            child: spawn(release, root),
             folder,
         };
         daemon.wait_until_ready();
         let archive = daemon.root().join("image.tar");
-        fs::write(&archive, image::archive()).expect("write the image");
+        fs::write(&archive, image::archive(&mark(daemon.root()))).expect("write the image");
         daemon.ctr_ok(&["images", "import", "--no-unpack", &archive.to_string_lossy()]);
         daemon
     }
@@ -141,7 +171,7 @@ impl Daemon {
 
     /// Starts the daemon again after [`Daemon::crash`].
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.release, self.root());
+        self.child = spawn(self.release, self.root(), Path::new(&self.shim));
         self.wait_until_ready();
     }
 
@@ -182,30 +212,38 @@ impl Drop for Daemon {
     }
 }
 
-fn config(release: Release, root: &Path) -> String {
-    let root = root.display();
+fn config(release: Release, root: &Path, setup: &Setup) -> String {
     let version = release.config_version();
+    let disabled = [&DISABLED_PLUGINS, setup.disabled].concat();
+    let rest = (setup.config)(release, root);
+    let root = root.display();
     format!(
         "version = {version}\n\
          root = '{root}/root'\n\
          state = '{root}/state'\n\
-         disabled_plugins = {DISABLED_PLUGINS:?}\n\
+         disabled_plugins = {disabled:?}\n\
          [grpc]\n\
          address = '{root}/c.sock'\n\
          [debug]\n\
-         level = 'debug'\n"
+         level = 'debug'\n\
+         {rest}"
     )
 }
 
+/// An environment entry of the image, by which everything that the daemon brings about is found again.
 fn mark(root: &Path) -> String {
     format!("SHIM_TEST_ROOT={}", root.display())
 }
 
-fn spawn(release: Release, root: &Path) -> Child {
+/// Starts containerd, for which the shim under test comes first where it looks up its shims.
+fn spawn(release: Release, root: &Path, shim: &Path) -> Child {
+    let folders = shim.parent().map(Path::to_owned).into_iter();
+    let path = env::join_paths(folders.chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())));
     let log = OpenOptions::new().create(true).append(true).open(root.join("log")).expect("open the log");
     Command::new(release.binary("containerd"))
         .arg("--config")
         .arg(root.join("config.toml"))
+        .env("PATH", path.expect("no folder has a colon in its name"))
         .env("SHIM_TEST_ROOT", root)
         .stdin(Stdio::null())
         .stdout(File::try_clone(&log).expect("share the log"))

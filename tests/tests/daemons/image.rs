@@ -20,30 +20,27 @@ const APPLETS: [&str; 10] = ["cat", "echo", "head", "sh", "seq", "sleep", "stty"
 /// Programs of the example, at the image's root.
 const PROGRAMS: [&str; 3] = ["cat.wat", "endless.wat", "hello.wat"];
 
-/// The archive, made once per test process.
-pub(crate) fn archive() -> &'static [u8] {
-    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
-    ARCHIVE.get_or_init(build)
-}
-
-fn build() -> Vec<u8> {
+/// The archive of the image, whose processes have `variable` in their environment and sleep unless told
+/// otherwise.
+pub(crate) fn archive(variable: &str) -> Vec<u8> {
+    static LAYER: OnceLock<Vec<u8>> = OnceLock::new();
     let architecture = match ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
-    let layer = layer();
+    let layer = LAYER.get_or_init(layer);
     let config = to_bytes(&json!({
         "architecture": architecture,
         "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        "config": { "Env": ["PATH=/bin", variable], "Cmd": ["sleep", "1000"] },
+        "rootfs": { "type": "layers", "diff_ids": [digest(layer)] },
     }));
     let manifest = to_bytes(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
     }));
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
     entry["annotations"] =
@@ -53,7 +50,7 @@ fn build() -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     add_file(&mut archive, "oci-layout", 0o644, &to_bytes(&json!({ "imageLayoutVersion": "1.0.0" })));
     add_file(&mut archive, "index.json", 0o644, &index);
-    for blob in [&layer, &config, &manifest] {
+    for blob in [layer, &config, &manifest] {
         add_file(&mut archive, &format!("blobs/{}", digest(blob).replace(':', "/")), 0o644, blob);
     }
     archive.into_inner().expect("finish the archive")

@@ -12,7 +12,8 @@ use crate::image::hex;
 use crate::process::{LIMIT, belonging_to, within_limit};
 
 const SOCKETS: &str = "/run/containerd/s";
-const RUNC_STATE: &str = "/run/containerd/runc";
+/// Where containerd's shims let the OCI runtime keep its state, unless they are told of another place.
+pub(crate) const ENGINE_STATE: &str = "/run/containerd/runc";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Waits until nothing is left; panics with a list when the limit is over.
@@ -32,9 +33,10 @@ fn find(daemon: &Daemon) -> Vec<String> {
         .map(|process| format!("process {}: {}", process.pid, process.command()));
     let bundles = entries(&daemon.bundles());
     let mounts = mounts(daemon.root());
-    let cgroups = cgroups(&daemon.namespace).into_iter().flat_map(|parent| folders(&parent));
+    let engine = entries(&daemon.engine_state);
+    let cgroups = cgroups(&daemon.cgroup).into_iter().flat_map(|parent| folders(&parent));
     let sockets = daemon.ids().into_iter().flat_map(|id| socket_files(daemon, &id));
-    let files = bundles.into_iter().chain(mounts).chain(cgroups).chain(sockets);
+    let files = bundles.into_iter().chain(mounts).chain(engine).chain(cgroups).chain(sockets);
     processes.chain(files.map(|path| path.display().to_string())).collect()
 }
 
@@ -77,12 +79,12 @@ pub(crate) fn clean(daemon: &Daemon) {
     for file in daemon.ids().iter().flat_map(|id| socket_files(daemon, id)) {
         let _ = fs::remove_file(file);
     }
-    remove_cgroups(&daemon.namespace);
-    let _ = fs::remove_dir(Path::new(RUNC_STATE).join(&daemon.namespace));
+    remove_cgroups(&daemon.cgroup);
+    let _ = fs::remove_dir(&daemon.engine_state);
 }
 
-fn remove_cgroups(namespace: &str) {
-    for parent in cgroups(namespace) {
+fn remove_cgroups(name: &str) {
+    for parent in cgroups(name) {
         for child in folders(&parent) {
             let _ = fs::remove_dir(child);
         }
@@ -90,10 +92,10 @@ fn remove_cgroups(namespace: &str) {
     }
 }
 
-/// The groups of a namespace: one in each hierarchy of cgroup v1, or the one of v2.
-fn cgroups(namespace: &str) -> Vec<PathBuf> {
+/// The groups of a name: one in each hierarchy of cgroup v1, or the one of v2.
+fn cgroups(name: &str) -> Vec<PathBuf> {
     let hierarchies = folders(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]);
-    hierarchies.map(|hierarchy| hierarchy.join(namespace)).filter(|group| group.is_dir()).collect()
+    hierarchies.map(|hierarchy| hierarchy.join(name)).filter(|group| group.is_dir()).collect()
 }
 
 fn folders(parent: &Path) -> Vec<PathBuf> {

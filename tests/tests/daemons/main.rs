@@ -2,8 +2,8 @@
 //! daemon of its own, in a temporary folder, and ends by looking for anything that was left behind.
 //!
 //! The shims under test are those of the examples `host`, `runc` and `wasm`, built as users get them, and the
-//! tests' own, which misbehaves on request. `SHIM_BINARY` names another one instead of the first: a path, or a
-//! bare name that is looked up beside the daemon. containerd's own `containerd-shim-runc-v2` passes all
+//! tests' own, which misbehaves on request. `SHIM_BINARY` names another one instead of `host` and `runc`: a
+//! path, or a bare name that is looked up beside the daemon. containerd's own `containerd-shim-runc-v2` passes all
 //! but these: it leaves its socket behind when it is killed, from 1.7 on it loses an exit that happens
 //! while containerd is away, and in 2.1 now and then the event of the deletion.
 

@@ -22,11 +22,12 @@ pub(crate) enum Example {
 /// The package of each example, in their order.
 const EXAMPLES: [&str; 3] = ["host", "runc", "wasm"];
 
-/// The binary to run under `release`: the example's, or for `host` the one that `SHIM_BINARY` names.
+/// The binary to run under `release`: the example's, or the one that `SHIM_BINARY` names instead of `host` or
+/// `runc`.
 pub(crate) fn binary(release: Release, example: Example) -> PathBuf {
     match (example, env::var("SHIM_BINARY")) {
-        (Example::Host, Ok(path)) if path.contains('/') => PathBuf::from(path),
-        (Example::Host, Ok(name)) => release.binary(&name),
+        (Example::Host | Example::Runc, Ok(path)) if path.contains('/') => PathBuf::from(path),
+        (Example::Host | Example::Runc, Ok(name)) => release.binary(&name),
         (Example::Fixture, _) => PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-fixture-v1")),
         _ => built()[example as usize].clone(),
     }
