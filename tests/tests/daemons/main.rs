@@ -10,6 +10,8 @@
 #![expect(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod behaviours;
+#[cfg(feature = "cri")]
+mod cri;
 mod ctr;
 mod daemon;
 #[path = "../common/gate.rs"]
