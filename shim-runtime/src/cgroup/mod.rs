@@ -1,24 +1,29 @@
-//! What a container has used, read from the files of its cgroup: the default answer to Stats.
-//! The host decides which of two messages it becomes (contract 6.1); what the kernel does not tell is unset.
+//! The cgroup of a container: what it has used, which is the default answer to Stats, what runs in it, and what
+//! the kernel killed in it for want of memory. This file finds it, on hosts of either version.
 
+mod group;
+mod oom;
 mod v1;
 mod v2;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
-use protobuf::Message;
 
 use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::mount::unescape;
 use crate::types::Pid;
+
+pub(crate) use group::Group;
+#[allow(unused_imports)]
+pub(crate) use oom::OomWatch;
 
 /// Controllers whose presence in a version 1 hierarchy makes a host one of version 1.
 const MAIN_CONTROLLERS: [&str; 4] = ["memory", "cpuacct", "cpu", "pids"];
@@ -29,14 +34,8 @@ const UNIFIED: &str = "";
 ///
 /// "Not found" where there are none to tell, which containerd skips in silence (contract 6.3).
 pub(crate) fn stats_of(pid: Option<Pid>) -> Result<Any> {
-    /// Kept, because the table of mounts has a line or more for every container of the host.
-    static HOST: OnceLock<Host> = OnceLock::new();
-    let pid = pid.ok_or_else(|| Error::not_found("no metrics: the container has no process of its own"))?;
-    if let Some(host) = HOST.get() {
-        return host.stats(pid);
-    }
-    let host = Host::at(Path::new("/"))?;
-    HOST.get_or_init(|| host).stats(pid)
+    let pid = pid.ok_or_else(|| Error::not_found("the container has no process of its own"));
+    pid.and_then(Group::of).and_then(|group| group.stats()).context(|| "no metrics")
 }
 
 /// Puts a process into a cgroup that exists: in every hierarchy of version 1 that has it, else in the unified
@@ -65,24 +64,15 @@ impl Host {
         Ok(Self { root: root.to_owned(), mounts, page_sizes: page_sizes(root) })
     }
 
-    fn stats(&self, pid: Pid) -> Result<Any> {
-        let theirs = self.membership(&pid.to_string()).map_err(|error| {
-            // It may also go between the opening and the reading.
-            if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) {
-                Error::not_found(format!("no metrics: process {pid} is gone"))
-            } else {
-                Error::from(error).context(format!("cannot find the cgroup of process {pid}"))
-            }
-        })?;
-        let ours = self.membership("self").context(|| "cannot find the cgroup of the shim")?;
-        let group = |controller: &str| self.open(controller, theirs.of_its_own(controller, &ours)?);
-        if MAIN_CONTROLLERS.iter().any(|controller| theirs.path(controller).is_some()) {
-            let metrics = v1::metrics(group, &self.page_sizes, &self.root.join("proc/partitions"));
-            any("io.containerd.cgroups.v1.Metrics", metrics, pid)
-        } else {
-            let metrics = group(UNIFIED).and_then(|mut files| v2::metrics(&mut files, &self.page_sizes));
-            any("io.containerd.cgroups.v2.Metrics", metrics, pid)
+    /// This machine.
+    fn here() -> Result<Arc<Self>> {
+        /// Kept, because the table of mounts has a line or more for every container of the host.
+        static HERE: OnceLock<Arc<Host>> = OnceLock::new();
+        if let Some(host) = HERE.get() {
+            return Ok(host.clone());
         }
+        let host = Arc::new(Self::at(Path::new("/"))?);
+        Ok(HERE.get_or_init(|| host).clone())
     }
 
     fn join(&self, path: &str, pid: Pid) -> Result<()> {
@@ -111,22 +101,16 @@ impl Host {
         std::fs::read_to_string(self.root.join("proc").join(process).join("cgroup")).map(Membership)
     }
 
-    /// The first mount that shows the cgroup is taken: one may be hidden under another, or show a part only.
-    fn open(&self, controller: &str, path: &str) -> Option<Files> {
-        let mounts = self.mounts.iter().filter(|mount| mount.carries(controller));
-        mounts.filter_map(|mount| mount.directory(path)).find_map(|directory| Files::open(&directory))
+    /// Where a cgroup may be seen. The first mount that shows it is to be taken: one may be hidden under another,
+    /// or show a part only.
+    fn directories(&self, controller: &str, path: &str) -> impl Iterator<Item = PathBuf> {
+        let mounts = self.mounts.iter().filter(move |mount| mount.carries(controller));
+        mounts.filter_map(move |mount| mount.directory(path))
     }
 }
 
-fn any(type_url: &str, metrics: Option<impl Message>, pid: Pid) -> Result<Any> {
-    let metrics = metrics
-        .ok_or_else(|| Error::not_found(format!("no metrics: process {pid} has no cgroup of its own")))?;
-    let value = metrics.write_to_bytes().map_err(|error| Error::internal(error.to_string()))?;
-    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
-}
-
 /// Where a process is in each hierarchy: the content of `/proc/PID/cgroup`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Membership(String);
 
 impl Membership {
@@ -137,11 +121,16 @@ impl Membership {
         })
     }
 
-    /// The path, where it tells of this process and not of others.
+    /// The lines that tell of this process and not of others.
     ///
     /// The root is nobody's own: it stands for the whole host, and in version 1 for a process that has ended.
-    fn of_its_own(&self, controller: &str, ours: &Self) -> Option<&str> {
-        self.path(controller).filter(|path| *path != "/" && ours.path(controller) != Some(path))
+    fn apart_from(&self, ours: &Self) -> Self {
+        let apart = |line: &&str| {
+            let controllers = line.split(':').nth(1).unwrap_or_default();
+            let controller = controllers.split(',').next().unwrap_or_default();
+            self.path(controller).is_some_and(|path| path != "/" && ours.path(controller) != Some(path))
+        };
+        Self(self.0.lines().filter(apart).flat_map(|line| [line, "\n"]).collect())
     }
 }
 
@@ -272,6 +261,7 @@ mod tests {
 
     use containerd_shim_protos::{cgroups, cgroups_v2};
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use protobuf::Message;
 
     use super::*;
     use crate::error::Code;
@@ -305,8 +295,12 @@ mod tests {
         }
     }
 
+    pub(super) fn group(tree: &Tree, pid: u32) -> Result<Group> {
+        Group::at(Arc::new(Host::at(tree.root())?), Pid::new(pid).unwrap())
+    }
+
     fn stats(tree: &Tree, pid: u32) -> Result<Any> {
-        Host::at(tree.root())?.stats(Pid::new(pid).unwrap())
+        group(tree, pid)?.stats()
     }
 
     fn pids_v1(any: &Any) -> u64 {
@@ -378,7 +372,7 @@ mod tests {
         ]);
         let error = stats(&tree, 7).unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
-        assert_eq!(error.to_string(), "no metrics: process 7 has no cgroup of its own");
+        assert_eq!(error.to_string(), "process 7 has no cgroup of its own");
         let any = stats(&tree, 8).unwrap();
         assert_eq!(pids_v1(&any), 1);
         assert!(cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap().memory.is_none());
