@@ -147,7 +147,7 @@ impl<'a> Target<'a> {
     }
 
     /// The ids of the init process and the running execs.
-    fn known_pids(&self) -> Vec<Pid> {
+    pub(crate) fn known_pids(&self) -> Vec<Pid> {
         self.processes.iter().chain(&self.others).filter_map(|process| process.pid).collect()
     }
 }

@@ -15,20 +15,15 @@ use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::types::Pid;
 
-/// Hierarchies whose cgroups are most likely the container's own, the best first.
-const LISTING: [&str; 4] = ["pids", "memory", "name=systemd", UNIFIED];
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     host: Arc<Host>,
     /// Where it is, of the hierarchies in which it is not the shim's too.
-    own: Membership,
+    pub(super) own: Membership,
     is_version_1: bool,
 }
 
-// Not every kind of shim asks for everything.
-#[allow(dead_code)]
 impl Group {
     /// The cgroup that a process is in.
     ///
@@ -75,15 +70,6 @@ impl Group {
         }
     }
 
-    /// The processes in it and in the cgroups below, in ascending order.
-    ///
-    /// "Not found" once it was removed.
-    pub(crate) fn pids(&self) -> Result<Vec<Pid>> {
-        let lines = self.own.0.lines().filter_map(|line| line.split(':').nth(1)?.split(',').next());
-        let directory = LISTING.into_iter().chain(lines).find_map(|controller| self.directory(controller));
-        Ok(processes_below(directory.ok_or_else(gone)?))
-    }
-
     /// Calls back on the main thread whenever the kernel has killed something in it for want of memory.
     ///
     /// "Not found" where the kernel does not count that for this cgroup.
@@ -113,7 +99,7 @@ impl Group {
     }
 
     /// Of a hierarchy in which it is its own.
-    fn directory(&self, controller: &str) -> Option<PathBuf> {
+    pub(super) fn directory(&self, controller: &str) -> Option<PathBuf> {
         self.host.directories(controller, self.own.path(controller)?).find(|directory| directory.is_dir())
     }
 
@@ -123,7 +109,7 @@ impl Group {
     }
 }
 
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::not_found("the cgroup is gone")
 }
 
@@ -134,25 +120,8 @@ fn any(type_url: &str, metrics: Option<impl Message>) -> Result<Any> {
 }
 
 /// What cannot be read counts as empty: a cgroup may be removed at any time.
-fn read(file: PathBuf) -> String {
+pub(super) fn read(file: PathBuf) -> String {
     fs::read_to_string(file).unwrap_or_default()
-}
-
-/// A list of what is left to do, not a recursion: how deep it goes the container decides.
-fn processes_below(top: PathBuf) -> Vec<Pid> {
-    let (mut left, mut pids) = (vec![top], Vec::new());
-    while let Some(directory) = left.pop() {
-        // Those of a threaded cgroup are listed further up; its own list cannot be read.
-        let listed = read(directory.join("cgroup.procs"));
-        pids.extend(listed.lines().filter_map(|line| Pid::new(line.parse().ok()?)));
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        left.extend(below.map(|entry| entry.path()));
-    }
-    // One that is moved meanwhile may be seen twice.
-    pids.sort_unstable();
-    pids.dedup();
-    pids
 }
 
 /// Enables controllers for the children of a cgroup, as far as it has them.
@@ -175,16 +144,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    const V1_MOUNTS: &str = "\
-        33 31 0:30 / /cg/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
-        35 31 0:32 / /cg/memory rw shared:11 - cgroup cgroup rw,memory\n\
-        39 31 0:36 / /cg/pids rw - cgroup cgroup rw,pids\n\
-        40 31 0:37 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
     const V2_MOUNT: &str = "30 23 0:26 / /cg rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-
-    fn numbers(pids: &[Pid]) -> Vec<u32> {
-        pids.iter().map(|pid| pid.get()).collect()
-    }
 
     #[test]
     fn a_cgroup_is_known_after_the_process_that_it_was_found_by() {
@@ -193,47 +153,13 @@ mod tests {
             ("proc/self/cgroup", "0::/shim\n"),
             ("proc/7/cgroup", "0::/pod/ctr\n"),
             ("cg/pod/ctr/pids.current", "4\n"),
-            ("cg/pod/ctr/cgroup.procs", "9\n8\n"),
         ]);
         let found = group(&tree, 7).unwrap();
         fs::remove_dir_all(tree.root().join("proc/7")).unwrap();
         assert!(found.stats().is_ok());
-        assert_eq!(numbers(&found.pids().unwrap()), [8, 9]);
         assert_eq!(group(&tree, 7).unwrap_err().to_string(), "process 7 is gone");
         fs::remove_dir_all(tree.root().join("cg/pod")).unwrap();
         assert_eq!(found.stats().unwrap_err().code(), Code::NotFound);
-        assert_eq!(found.pids().unwrap_err().code(), Code::NotFound);
-    }
-
-    #[test]
-    fn processes_of_cgroups_below_are_the_containers_too() {
-        let tree = Tree::new(&[
-            ("proc/self/mountinfo", V2_MOUNT),
-            ("proc/self/cgroup", "0::/shim\n"),
-            ("proc/7/cgroup", "0::/ctr/init\n"),
-            ("proc/8/cgroup", "0::/ctr\n"),
-            ("cg/ctr/cgroup.procs", ""),
-            ("cg/ctr/init/cgroup.procs", "7\n"),
-            ("cg/ctr/work/cgroup.procs", "12\n0\n"),
-            ("cg/ctr/work/deep/cgroup.procs", "7\n11\n"),
-            ("cg/other/cgroup.procs", "90\n"),
-        ]);
-        assert_eq!(numbers(&group(&tree, 8).unwrap().pids().unwrap()), [7, 11, 12]);
-    }
-
-    #[test]
-    fn version_1_lists_processes_of_a_hierarchy_in_which_the_container_is_apart() {
-        let tree = Tree::new(&[
-            ("proc/self/mountinfo", V1_MOUNTS),
-            ("proc/self/cgroup", "4:cpu:/\n3:pids:/shim\n2:memory:/shim\n1:name=systemd:/shim\n"),
-            ("proc/7/cgroup", "4:cpu:/ctr\n3:pids:/shim\n2:memory:/ctr\n1:name=systemd:/shim\n"),
-            ("proc/8/cgroup", "4:cpu:/ctr\n3:pids:/\n2:memory:/shim\n1:name=systemd:/shim\n"),
-            ("cg/pids/shim/cgroup.procs", "1\n2\n"),
-            ("cg/memory/ctr/cgroup.procs", "7\n"),
-            ("cg/cpu/ctr/cgroup.procs", "7\n8\n"),
-        ]);
-        assert_eq!(numbers(&group(&tree, 7).unwrap().pids().unwrap()), [7]);
-        assert_eq!(numbers(&group(&tree, 8).unwrap().pids().unwrap()), [7, 8]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 mod group;
 mod oom;
+#[cfg(feature = "oci")]
+mod pids;
 mod v1;
 mod v2;
 

@@ -111,7 +111,6 @@ impl OomWatch {
 
     /// Calls back for a kill that was not told yet. To be called before the exit of a process is told: the
     /// kernel counts a kill before it kills, while its word to the main loop may come later than the exit.
-    #[allow(dead_code)]
     pub(crate) fn check(&self) {
         self.shared.look();
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::processes::{Rest, Told, wait_response};
 use super::state::{Move, Phase};
 use super::table::Entry;
-use super::{Managed, author};
+use super::{Managed, author, memory};
 use crate::api::{
     Container, Create, CreateTaskRequest, DeleteResponse, Exec, Kind, Running, Shim, Started, Target,
 };
@@ -65,6 +65,7 @@ impl<S: Shim> Managed<S> {
                 log::warn!("cannot undo the creation of `{}`: {error}", entry.id);
             }
         })?;
+        self.watch_memory(entry, running.as_deref());
         let restored = !request.checkpoint.is_empty();
         let pid = match running.as_ref().and_then(|running| running.pid) {
             Some(pid) => pid.get(),
@@ -103,6 +104,7 @@ impl<S: Shim> Managed<S> {
     /// Runs on whatever thread notices, the main thread above all, so nothing here may block.
     fn process_ended(&self, entry: &Arc<Entry<S::Container>>, exec: Option<&str>, exit: Exit) {
         if exec.is_none() {
+            memory::stop_watching(entry);
             // Before any event can tell of it, so that `delete` tells the same after a crash.
             let mut record = lock(&entry.record);
             record.exit = Some(exit.into());
@@ -268,11 +270,11 @@ impl<S: Shim> Managed<S> {
         followed: bool,
     ) -> u32 {
         let pid = running.pid.unwrap_or_else(Pid::own).get();
-        if exec.is_none()
-            && !followed
-            && let Err(error) = record_init(entry, Some(running))
-        {
-            log::warn!("{error}");
+        if exec.is_none() && !followed {
+            self.watch_memory(entry, Some(running));
+            if let Err(error) = record_init(entry, Some(running)) {
+                log::warn!("{error}");
+            }
         }
         let (early_signals, too_late) = {
             let mut processes = entry.processes();

@@ -4,6 +4,7 @@
 mod calls;
 mod events;
 mod lifecycle;
+mod memory;
 mod processes;
 mod service;
 mod state;

@@ -7,6 +7,7 @@ use super::calls::Calls;
 use super::processes::Processes;
 use crate::api::{CreateTaskRequest, DeleteResponse};
 use crate::bundle::{Bundle, Record};
+use crate::cgroup::OomWatch;
 use crate::error::{Error, Result};
 use crate::reaper::lock;
 use crate::server::Hold;
@@ -23,6 +24,8 @@ pub(super) struct Entry<C> {
     processes: Mutex<Processes>,
     /// What the bundle tells after our death.
     pub(super) record: Mutex<Record>,
+    /// While its init lives.
+    pub(super) memory: Mutex<Option<OomWatch>>,
     pub(super) calls: Calls,
     _hold: Hold,
 }
@@ -72,6 +75,7 @@ impl<C> Table<C> {
             container: OnceLock::new(),
             processes: Mutex::new(Processes::new(id, request)),
             record: Mutex::default(),
+            memory: Mutex::default(),
             calls: Calls::default(),
             _hold: hold,
         });

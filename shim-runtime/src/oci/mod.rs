@@ -24,6 +24,7 @@ use crate::api::{
 };
 use crate::bundle::Bundle;
 use crate::caller::while_undoing;
+use crate::cgroup::Group;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::spawn::Command;
 use crate::stdio::Stdio;
@@ -197,6 +198,16 @@ impl Container for Oci {
 
     fn checkpoint(&self, req: &CheckpointTaskRequest) -> Result<()> {
         checkpoint::checkpoint(&self.cli, &self.bundle, req)
+    }
+
+    /// All processes of the container's cgroup, those that it started itself among them.
+    fn pids(&self, init: &Target<'_>) -> Result<Vec<Pid>> {
+        let listed = init.pid().map(|pid| Group::of(pid)?.pids());
+        match listed {
+            Some(Err(error)) if error.code() != Code::NotFound => Err(error),
+            Some(Ok(pids)) => Ok(pids),
+            _ => Ok(init.known_pids()),
+        }
     }
 
     fn delete(&self, of: &Target<'_>) -> Result<()> {
