@@ -113,8 +113,9 @@ impl Daemon {
         command: &[&'a str],
     ) -> Vec<&'a str> {
         self.remember(id);
-        let common = ["run", "--runtime", &self.shim, "--fifo-dir", &self.fifos];
-        [&common, flags, &[image::NAME, id], command].concat()
+        let runtime: Vec<_> = self.runtime.iter().map(String::as_str).collect();
+        let common = ["run", "--fifo-dir", &self.fifos];
+        [&common, &runtime[..], flags, &[image::NAME, id], command].concat()
     }
 
     /// Runs a container to its end, and removes it.

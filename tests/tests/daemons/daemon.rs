@@ -87,11 +87,14 @@ pub(crate) struct Daemon {
     pub(crate) cgroup: String,
     /// The folders in which the OCI runtime keeps the state of containers.
     pub(crate) engine_state: PathBuf,
-    /// The shim under test.
+    /// The binary of the shim under test.
     pub(crate) shim: String,
+    /// What `ctr run` is told of it.
+    pub(crate) runtime: Vec<String>,
     /// Where `ctr` puts the FIFOs of containers.
     pub(crate) fifos: String,
     ids: Mutex<Vec<String>>,
+    example: Example,
     child: Child,
     folder: TempDir,
 }
@@ -118,7 +121,9 @@ impl Daemon {
             engine_state: engine_state.join(&namespace),
             namespace,
             cgroup: name,
-            child: spawn(release, root, &shim),
+            child: spawn(release, root, example, &shim),
+            example,
+            runtime: shim::runtime(example, &shim),
             shim: shim.to_string_lossy().into_owned(),
             fifos: root.join("fifos").to_string_lossy().into_owned(),
             ids: Mutex::default(),
@@ -171,7 +176,7 @@ impl Daemon {
 
     /// Starts the daemon again after [`Daemon::crash`].
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.release, self.root(), Path::new(&self.shim));
+        self.child = spawn(self.release, self.root(), self.example, Path::new(&self.shim));
         self.wait_until_ready();
     }
 
@@ -236,11 +241,22 @@ fn mark(root: &Path) -> String {
 }
 
 /// Starts containerd, for which the shim under test comes first where it looks up its shims.
-fn spawn(release: Release, root: &Path, shim: &Path) -> Child {
+fn spawn(release: Release, root: &Path, example: Example, shim: &Path) -> Child {
     let folders = shim.parent().map(Path::to_owned).into_iter();
     let path = env::join_paths(folders.chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())));
     let log = OpenOptions::new().create(true).append(true).open(root.join("log")).expect("open the log");
-    Command::new(release.binary("containerd"))
+    let mut command = match example {
+        Example::Crun => {
+            // crun does not work where version 2 has controllers beside version 1, and asks the mounts for that.
+            let script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"";
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+            command.arg(release.binary("containerd"));
+            command
+        }
+        _ => Command::new(release.binary("containerd")),
+    };
+    command
         .arg("--config")
         .arg(root.join("config.toml"))
         .env("PATH", path.expect("no folder has a colon in its name"))

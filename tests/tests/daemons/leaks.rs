@@ -32,7 +32,7 @@ fn find(daemon: &Daemon) -> Vec<String> {
         .filter(|process| process.pid != daemon.pid())
         .map(|process| format!("process {}: {}", process.pid, process.command()));
     let bundles = entries(&daemon.bundles());
-    let mounts = mounts(daemon.root());
+    let mounts = mounts(daemon);
     let engine = entries(&daemon.engine_state);
     let cgroups = cgroups(&daemon.cgroup).into_iter().flat_map(|parent| folders(&parent));
     let sockets = daemon.ids().into_iter().flat_map(|id| socket_files(daemon, &id));
@@ -57,9 +57,14 @@ fn socket_files(daemon: &Daemon, id: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The mount points below `root`, the innermost first.
-fn mounts(root: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+/// The mount points in the daemon's folder, the innermost first.
+fn mounts(daemon: &Daemon) -> Vec<PathBuf> {
+    let root = daemon.root();
+    // The daemon's own, while it lives: it may have a namespace of its own.
+    let own = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.pid()));
+    let own = own.ok().filter(|table| !table.is_empty());
+    let table =
+        own.or_else(|| fs::read_to_string("/proc/self/mountinfo").ok()).expect("read the mount table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     let mut below: Vec<_> = points.filter(|point| point.starts_with(root)).collect();
     below.reverse();
@@ -73,7 +78,7 @@ pub(crate) fn clean(daemon: &Daemon) {
         process.signal(Signal::KILL);
         process.ended("a process that a failed test left behind");
     }
-    for mount in mounts(daemon.root()) {
+    for mount in mounts(daemon) {
         let _ = unmount(mount, UnmountFlags::DETACH);
     }
     for file in daemon.ids().iter().flat_map(|id| socket_files(daemon, id)) {

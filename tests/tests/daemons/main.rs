@@ -19,6 +19,7 @@ mod gate;
 mod image;
 mod leaks;
 mod lifecycle;
+mod oci;
 mod preconditions;
 mod process;
 mod shim;
@@ -62,6 +63,23 @@ macro_rules! common {
     };
 }
 
+/// What holds for containers of an OCI runtime.
+macro_rules! oci {
+    ($release:expr, $example:expr) => {
+        mod oci {
+            tests! { $release, $example, crate::oci,
+                a_paused_container_does_nothing_until_it_is_resumed
+                a_container_killed_while_it_is_paused_is_stopped
+                a_kill_for_want_of_memory_is_told_before_the_exit
+                all_processes_of_a_container_are_listed
+                what_a_container_uses_is_told
+                what_the_engine_refuses_is_told_in_its_words
+                what_an_init_leaves_in_the_pid_namespace_of_the_host_is_killed
+            }
+        }
+    };
+}
+
 /// Makes each behaviour a test of its own under the given release.
 macro_rules! tests {
     ($release:expr) => {
@@ -71,6 +89,12 @@ macro_rules! tests {
 
         mod runc {
             common! { $release, crate::Example::Runc }
+            oci! { $release, crate::Example::Runc }
+        }
+
+        mod crun {
+            common! { $release, crate::Example::Crun }
+            oci! { $release, crate::Example::Crun }
         }
 
         mod lifecycle {

@@ -1,7 +1,7 @@
 //! The shims under test.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -15,6 +15,8 @@ pub(crate) enum Example {
     Host,
     Runc,
     Wasm,
+    /// The example `runc`, told by its options to use another engine.
+    Crun,
     /// The shim that misbehaves on request.
     Fixture,
 }
@@ -29,8 +31,19 @@ pub(crate) fn binary(release: Release, example: Example) -> PathBuf {
         (Example::Host | Example::Runc, Ok(path)) if path.contains('/') => PathBuf::from(path),
         (Example::Host | Example::Runc, Ok(name)) => release.binary(&name),
         (Example::Fixture, _) => PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-fixture-v1")),
+        (Example::Crun, _) => built()[Example::Runc as usize].clone(),
         _ => built()[example as usize].clone(),
     }
+}
+
+/// The flags of `ctr run` that choose it: by its path, or where there are options by its name, for which the
+/// daemon finds it first.
+pub(crate) fn runtime(example: Example, binary: &Path) -> Vec<String> {
+    let flags = match example {
+        Example::Crun => &["--runtime", "io.containerd.runc.v2", "--runc-binary", "crun"][..],
+        _ => &["--runtime", &binary.to_string_lossy()],
+    };
+    flags.iter().map(|&flag| flag.to_owned()).collect()
 }
 
 /// Builds the examples, once per test process. Release, because that is the file that users copy to

@@ -1,0 +1,90 @@
+//! What only containers of an OCI runtime can do: freeze, run out of memory, tell what they use.
+
+use rustix::process::Signal;
+
+use crate::behaviours::SLEEP;
+use crate::ctr::Output;
+use crate::daemon::Daemon;
+use crate::process::{Process, until};
+
+impl Daemon {
+    fn exec(&self, id: &str, flags: &[&str], command: &[&str]) -> Output {
+        let exec = ["task", "exec", "--fifo-dir", &self.fifos, "--exec-id", "e"];
+        self.ctr(&[&exec, flags, &[id], command].concat())
+    }
+}
+
+pub(crate) fn a_paused_container_does_nothing_until_it_is_resumed(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", SLEEP);
+    let events = daemon.events();
+    daemon.ctr_ok(&["task", "pause", "c"]);
+    assert_eq!(daemon.status("c"), "PAUSED");
+    assert!(daemon.pids("c").contains(&pid));
+    let refused = daemon.exec("c", &[], &["true"]);
+    assert!(refused.status != Some(0) && refused.stderr.contains("paused"), "{refused:?}");
+    daemon.ctr_ok(&["task", "resume", "c"]);
+    assert_eq!(daemon.status("c"), "RUNNING");
+    assert_eq!(events.task_topics_until("/tasks/resumed"), ["/tasks/paused", "/tasks/resumed"]);
+    daemon.kill_and_remove("c");
+}
+
+pub(crate) fn a_container_killed_while_it_is_paused_is_stopped(daemon: &mut Daemon) {
+    daemon.run_detached("c", SLEEP);
+    daemon.ctr_ok(&["task", "pause", "c"]);
+    daemon.kill_and_remove("c");
+}
+
+pub(crate) fn a_kill_for_want_of_memory_is_told_before_the_exit(daemon: &mut Daemon) {
+    let events = daemon.events();
+    // The limit has to let the engine's own part of the start pass.
+    let flags = ["--detach", "--null-io", "--memory-limit", "33554432"];
+    daemon.ctr_ok(&daemon.run_args(&flags, "c", &["/bin/busybox", "tail", "/dev/zero"]));
+    let topics = events.task_topics_until("/tasks/exit");
+    assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit"]);
+    daemon.until_stopped("c");
+    assert_eq!(daemon.remove("c"), 137);
+}
+
+pub(crate) fn all_processes_of_a_container_are_listed(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", &["sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
+    until("its children", || (daemon.pids("c").len() == 3).then_some(()));
+    let exec = daemon.exec("c", &["--detach"], SLEEP);
+    assert_eq!(exec.status, Some(0), "{exec:?}");
+    let list = daemon.ctr_ok(&["task", "ps", "c"]);
+    assert_eq!(daemon.pids("c").len(), 4, "{list}");
+    assert!(daemon.pids("c").contains(&pid) && list.contains("exec_id:\"e\""), "{list}");
+    daemon.kill_and_remove("c");
+}
+
+pub(crate) fn what_a_container_uses_is_told(daemon: &mut Daemon) {
+    daemon.run_detached("c", SLEEP);
+    let metrics = daemon.ctr_ok(&["task", "metrics", "c"]);
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|value| value.parse::<u64>().ok()).unwrap_or_default()
+    };
+    assert!(value("memory.usage_in_bytes") > 0 && value("pids.current") == 1, "{metrics}");
+    daemon.kill_and_remove("c");
+}
+
+pub(crate) fn what_the_engine_refuses_is_told_in_its_words(daemon: &mut Daemon) {
+    daemon.run_detached("c", SLEEP);
+    let output = daemon.exec("c", &[], &["no-such-command"]);
+    assert_ne!(output.status, Some(0));
+    let words = ["OCI runtime exec failed", "no-such-command"];
+    assert!(words.iter().all(|words| output.stderr.contains(words)), "{}", output.stderr);
+    daemon.kill_and_remove("c");
+}
+
+pub(crate) fn what_an_init_leaves_in_the_pid_namespace_of_the_host_is_killed(daemon: &mut Daemon) {
+    let script = "sleep 1000 & exec sleep 1000";
+    let flags = ["--detach", "--null-io", "--with-ns", "pid:/proc/1/ns/pid"];
+    daemon.ctr_ok(&daemon.run_args(&flags, "c", &["sh", "-c", script]));
+    let pid = daemon.task("c").expect("the task is listed").pid;
+    let child = until("the child", || daemon.pids("c").into_iter().find(|other| *other != pid));
+    let (init, child) = (Process::open(pid).expect("the init"), Process::open(child).expect("the child"));
+    init.signal(Signal::KILL);
+    daemon.until_stopped("c");
+    child.ended("what the init has left");
+    assert_eq!(daemon.remove("c"), 137);
+}
