@@ -12,9 +12,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 pub(super) const REST: Duration = Duration::from_micros(100);
 /// How many turns follow each other within a rest's time before the stream counts as busy.
 const STREAK: u32 = 8;
-/// The size of a busy stream's pipes: more than a fast writer writes during a rest. All pipes of a user have a
-/// limit in common (`pipe-user-pages-soft`), beyond which new ones are tiny, so it is taken only while needed.
-pub(super) const BUSY: i32 = 512 << 10;
+/// The size of a busy stream's pipes: as large as anybody may make them (`pipe-max-size`), for on a busy machine a
+/// rest takes longer than it should. All pipes of a user have a limit in common (`pipe-user-pages-soft`), beyond
+/// which new ones are tiny, so it is taken only while needed.
+pub(super) const BUSY: i32 = 1 << 20;
 /// What a pipe holds unless told otherwise, and more than a terminal does.
 const USUAL: i32 = 64 << 10;
 
