@@ -156,6 +156,7 @@ impl<S: Shim> Task for Managed<S> {
             let over = processes.init.check(Move::Observe).is_err();
             (over, processes.init.pid, processes.target("")?)
         };
+        let _inside = entry.calls.enter();
         // A stopped task answers with its init: an empty list would have it deleted as a leak (contract 6.3).
         let mut pids = if over { Vec::new() } else { author(|| entry.container()?.pids(&target))? };
         if pids.is_empty() {
