@@ -25,6 +25,8 @@ use crate::types::{Exit, Pid, Signal};
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a process that is deleted before it was started has to die of its SIGKILL.
 const DEATH: Duration = Duration::from_secs(5);
+/// How long a container that was frozen has to die of a SIGKILL before it is thawed.
+const FROZEN: Duration = Duration::from_millis(200);
 /// When it is tried again to get a thread for what must be done.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a Delete lets signals and questions come back that are still under way.
@@ -156,10 +158,7 @@ impl<S: Shim> Managed<S> {
     fn end_rest(&self, entry: &Arc<Entry<S::Container>>, rest: Rest) {
         if rest.frozen && entry.processes().init.phase == Phase::Paused {
             // What is frozen cannot die (contract 11.5).
-            let resumed = entry.container().and_then(|container| author(|| container.resume()));
-            if let Err(error) = resumed {
-                log::warn!("cannot resume container `{}`, whose init has ended: {error}", entry.id);
-            }
+            resume_killed(entry);
         }
         if rest.alive {
             self.kill_the_rest(entry);
@@ -356,8 +355,27 @@ impl<S: Shim> Managed<S> {
         author(|| container.kill(&target, signal))?;
         if signal == Signal::KILL {
             self.give_up_later(&target);
+            if exec.is_empty() {
+                self.thaw_later(entry);
+            }
         }
         Ok(())
+    }
+
+    /// A container that was frozen may not die of its SIGKILL: cgroups of version 1 keep it until they are thawed,
+    /// which not every engine does.
+    fn thaw_later(&self, entry: &Arc<Entry<S::Container>>) {
+        let running = {
+            let processes = entry.processes();
+            processes.init.running.clone().filter(|_| processes.init.phase == Phase::Paused)
+        };
+        let Some(running) = running else { return };
+        let entry = entry.clone();
+        self.0.workers.run(Place::of_process(&entry.id, ""), move || {
+            if running.exit.wait_for(FROZEN).is_none() && entry.processes().init.phase == Phase::Paused {
+                resume_killed(&entry);
+            }
+        });
     }
 
     /// What can only be asked to stop, and does not, is reported as killed and left behind.
@@ -495,6 +513,14 @@ fn end_unstarted<C>(entry: &Entry<C>) {
     running.end();
     if running.exit.wait_for(DEATH).is_none() {
         log::warn!("the process of container `{}` does not die", entry.id);
+    }
+}
+
+/// Lets what was killed die.
+fn resume_killed<C: Container>(entry: &Entry<C>) {
+    let resumed = entry.container().and_then(|container| author(|| container.resume()));
+    if let Err(error) = resumed {
+        log::info!("cannot resume container `{}`, which was killed: {error}", entry.id);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 
@@ -221,6 +222,8 @@ impl Daemon {
 
 /// Waits until the container `c` listens to signals.
 fn until_ready(daemon: &Daemon) {
-    let ready = daemon.bundles().join("c/rootfs/ready");
+    // As the daemon sees it, which may have mounts of its own.
+    let ready = format!("/proc/{}/root{}/c/rootfs/ready", daemon.pid(), daemon.bundles().display());
+    let ready = Path::new(&ready);
     until("the container to listen to signals", || ready.exists().then_some(()));
 }

@@ -74,7 +74,7 @@ macro_rules! oci {
                 all_processes_of_a_container_are_listed
                 what_a_container_uses_is_told
                 what_the_engine_refuses_is_told_in_its_words
-                what_an_init_leaves_in_the_pid_namespace_of_the_host_is_killed
+                what_an_init_leaves_in_the_pid_namespace_of_another_is_killed
             }
         }
     };
@@ -90,11 +90,6 @@ macro_rules! tests {
         mod runc {
             common! { $release, crate::Example::Runc }
             oci! { $release, crate::Example::Runc }
-        }
-
-        mod crun {
-            common! { $release, crate::Example::Crun }
-            oci! { $release, crate::Example::Crun }
         }
 
         mod lifecycle {
@@ -130,6 +125,12 @@ macro_rules! tests {
 
 mod containerd_1_6 {
     tests!(crate::Release::V1_6);
+
+    // The crun of the same Debian release refuses the specifications that later daemons write.
+    mod crun {
+        common! { crate::Release::V1_6, crate::Example::Crun }
+        oci! { crate::Release::V1_6, crate::Example::Crun }
+    }
 }
 
 mod containerd_1_7 {
