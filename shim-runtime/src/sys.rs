@@ -522,6 +522,12 @@ pub(crate) fn watch_process(pid: Pid) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// How much the kernel takes of a mount's options.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: no precondition.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
 /// Whether the calling thread is the main thread.
 pub(crate) fn on_main_thread() -> bool {
     // SAFETY: no precondition.
