@@ -2,6 +2,7 @@
 //! This is the only module with unsafe code; what it takes was prepared and checked by its callers.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -526,6 +527,50 @@ pub(crate) fn watch_process(pid: Pid) -> io::Result<OwnedFd> {
 pub(crate) fn page_size() -> usize {
     // SAFETY: no precondition.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The number of a loop device that is free at this moment.
+pub(crate) fn free_loop_device(control: &File) -> io::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+    // SAFETY: this request takes no argument.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// What a loop device is told: `struct loop_config` of `linux/loop.h`. Of its `struct loop_info64` only the
+/// flags are of use here.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    before_flags: [u8; 52],
+    flags: u32,
+    after_flags: [u8; 176],
+    reserved: [u64; 8],
+}
+
+/// Makes a free loop device the disk that an image holds, until nobody has it open or mounted any more.
+pub(crate) fn configure_loop_device(
+    device: &File,
+    image: &File,
+    read_only: bool,
+    direct: bool,
+) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+    const READ_ONLY: u32 = 1;
+    const AUTOCLEAR: u32 = 4;
+    const DIRECT_IO: u32 = 16;
+    let config = LoopConfig {
+        file: image.as_raw_fd() as u32,
+        block_size: 0,
+        before_flags: [0; 52],
+        flags: AUTOCLEAR | if read_only { READ_ONLY } else { 0 } | if direct { DIRECT_IO } else { 0 },
+        after_flags: [0; 176],
+        reserved: [0; 8],
+    };
+    // SAFETY: the pointer is to a `loop_config`, as this request wants.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Whether the calling thread is the main thread.

@@ -1,6 +1,7 @@
 //! Mounts the root file system that containerd describes in Create (contract 11.1), and takes it down again.
 //! Targets are resolved inside the bundle's `rootfs`; what was mounted before a failure is undone.
 
+mod loop_device;
 mod options;
 mod overlay;
 mod table;
@@ -47,6 +48,10 @@ fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<()> {
 
 fn mount_plain(wanted: &Mount, mut options: Options, target: &Path) -> Result<()> {
     let read_only = options.flags.contains(MsFlags::MS_RDONLY);
+    let wanted_device = options.loop_device.as_ref();
+    let device =
+        wanted_device.map(|how| loop_device::attach(&wanted.source, read_only, how.direct)).transpose()?;
+    let source = device.as_ref().map_or(wanted.source.as_str(), |device| &device.path);
     let (limit, overlay) = (sys::page_size(), wanted.type_ == "overlay");
     let folder = if overlay { overlay::shorten(&mut options.data, limit) } else { None };
     let data = options.data.join(",");
@@ -57,8 +62,7 @@ fn mount_plain(wanted: &Mount, mut options: Options, target: &Path) -> Result<()
         )));
     }
     let data = Some(data.as_str()).filter(|data| !data.is_empty());
-    let make =
-        || mount(Some(wanted.source.as_str()), target, Some(wanted.type_.as_str()), options.flags, data);
+    let make = || mount(Some(source), target, Some(wanted.type_.as_str()), options.flags, data);
     match folder {
         Some(folder) => overlay::inside(&folder, make)?,
         None => make()?,

@@ -1,4 +1,4 @@
-//! What the option words of a mount come to: flags, propagation and data.
+//! What the option words of a mount come to: flags, propagation, what is done around the mount, and data.
 
 use nix::mount::MsFlags;
 
@@ -50,23 +50,40 @@ const PROPAGATION: &[(&str, MsFlags)] = &[
 pub(super) struct Options {
     pub(super) flags: MsFlags,
     pub(super) propagation: Vec<MsFlags>,
+    /// The source is a file that is to become a disk.
+    pub(super) loop_device: Option<Loop>,
     /// What the file system itself is to understand.
     pub(super) data: Vec<String>,
 }
 
+/// How a file becomes a disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Loop {
+    /// Past the page cache.
+    pub(super) direct: bool,
+}
+
 impl Options {
     pub(super) fn parse(words: &[String]) -> Result<Self> {
-        let mut options = Self { flags: MsFlags::empty(), propagation: Vec::new(), data: Vec::new() };
+        let mut options =
+            Self { flags: MsFlags::empty(), propagation: Vec::new(), loop_device: None, data: Vec::new() };
         for word in words {
             if let Some((_, flag, clears)) = FLAGS.iter().find(|(known, ..)| known == word) {
                 options.flags.set(*flag, !clears);
             } else if let Some((_, flag)) = PROPAGATION.iter().find(|(known, _)| known == word) {
                 options.propagation.push(*flag);
-            } else if word == "loop" || word.starts_with("X-containerd.") {
+            } else if word == "loop" {
+                options.loop_device = Some(Loop { direct: false });
+            } else if word.starts_with("X-containerd.") {
                 return Err(Error::invalid_argument(format!("mount option `{word}` is not supported")));
             } else {
                 options.data.push(word.clone());
             }
+        }
+        if let Some(device) = &mut options.loop_device {
+            let count = options.data.len();
+            options.data.retain(|word| word != "direct-io");
+            device.direct = options.data.len() < count;
         }
         Ok(options)
     }
@@ -86,6 +103,15 @@ mod tests {
         assert_eq!(options.flags, MsFlags::MS_BIND | MsFlags::MS_REC);
         assert_eq!(options.propagation, [MsFlags::MS_PRIVATE | MsFlags::MS_REC]);
         assert_eq!(options.data, ["lowerdir=/a:/b", "direct-io"]);
+        assert_eq!(options.loop_device, None);
+    }
+
+    #[test]
+    fn words_for_loop_devices_do_not_reach_the_file_system() {
+        let options = parse(&["direct-io", "loop", "discard"]).unwrap();
+        assert_eq!(options.loop_device, Some(Loop { direct: true }));
+        assert_eq!(options.data, ["discard"]);
+        assert_eq!(parse(&["loop"]).unwrap().loop_device, Some(Loop { direct: false }));
     }
 
     #[test]

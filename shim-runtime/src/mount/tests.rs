@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -53,6 +55,14 @@ fn folder(parent: &Path, name: &str) -> PathBuf {
 
 fn assert_nothing_mounted(rootfs: &Path) {
     assert_eq!(table::mounts_below(rootfs).unwrap(), [] as [PathBuf; 0]);
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not in time: {what}");
+        thread::yield_now();
+    }
 }
 
 /// Layers with a file each, and what an overlay of them is told.
@@ -111,5 +121,60 @@ fn a_read_only_bind_and_its_propagation_take_calls_of_their_own() {
         let line = table.lines().find(|line| line.contains("/rootfs ")).unwrap();
         assert!(line.contains(" shared:"), "{line}");
         unmount_all(&rootfs).unwrap();
+    });
+}
+
+/// An image with a file system, if there is a program to make one.
+fn image(scratch: &Path) -> Option<PathBuf> {
+    let image = scratch.join("image");
+    fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    let made = Command::new("/sbin/mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&image).status();
+    if made.is_ok_and(|status| status.success()) && Path::new("/dev/loop-control").exists() {
+        return Some(image);
+    }
+    leave_out("it needs `mke2fs` and loop devices");
+    None
+}
+
+/// The loop devices of an image.
+fn devices(image: &Path) -> usize {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let of_image = |path: PathBuf| {
+        fs::read_to_string(path.join("loop/backing_file"))
+            .is_ok_and(|file| image == Path::new(file.trim_end()))
+    };
+    devices.filter(|device| of_image(device.path())).count()
+}
+
+#[test]
+fn an_image_becomes_a_disk_for_as_long_as_it_is_mounted() {
+    apart(|scratch| {
+        let Some(image) = image(scratch) else { return };
+        let rootfs = scratch.join("rootfs");
+        mount_all(&[wanted("ext4", &image, &["loop"])], &rootfs).unwrap();
+        fs::write(rootfs.join("file"), "kept").unwrap();
+        assert_eq!(devices(&image), 1);
+        unmount_all(&rootfs).unwrap();
+        wait_until("the disk is gone", || devices(&image) == 0);
+        mount_all(&[wanted("ext4", &image, &["loop", "ro", "direct-io"])], &rootfs).unwrap();
+        assert_eq!(fs::read_to_string(rootfs.join("file")).unwrap(), "kept");
+        let error = fs::write(rootfs.join("file"), "").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        unmount_all(&rootfs).unwrap();
+        wait_until("the disk is gone", || devices(&image) == 0);
+    });
+}
+
+#[test]
+fn a_disk_that_cannot_be_mounted_is_given_back() {
+    apart(|scratch| {
+        let Some(image) = image(scratch) else { return };
+        let rootfs = scratch.join("rootfs");
+        let error = mount_all(&[wanted("ext4", &image, &["loop", "nonsense"])], &rootfs).unwrap_err();
+        assert!(error.to_string().starts_with("cannot mount ext4 `"), "{error}");
+        wait_until("the disk is gone", || devices(&image) == 0);
+        let missing = scratch.join("missing");
+        let error = mount_all(&[wanted("ext4", &missing, &["loop"])], &rootfs).unwrap_err();
+        assert!(error.to_string().contains(": cannot open `"), "{error}");
     });
 }
