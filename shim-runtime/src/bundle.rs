@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
-use crate::spawn::Command;
+use crate::spawn::{Command, Supervisor};
 use crate::types::{Exit, Pid};
 
 /// Where the record of a shim's own state lies in the bundle.
@@ -59,10 +59,16 @@ impl Bundle {
     /// unmounts it too. Without mounts the folder is left as it is.
     ///
     /// # Errors
-    /// Names the mount that failed; those before it were undone.
+    /// Names the mount that failed; those before it were undone. Mounts that need a process, which are those in
+    /// user space and those with mapped ids, are made only by [`Create::mount_rootfs`](crate::Create::mount_rootfs).
     pub fn mount_rootfs(&self, mounts: &[Mount]) -> Result<PathBuf> {
+        self.mount_all(mounts, None)
+    }
+
+    /// As [`mount_rootfs`](Self::mount_rootfs), by processes too if there is somebody to supervise them.
+    pub(crate) fn mount_all(&self, mounts: &[Mount], supervisor: Option<&Supervisor>) -> Result<PathBuf> {
         let rootfs = self.rootfs();
-        mount::mount_all(mounts, &rootfs)?;
+        mount::mount_all(mounts, &rootfs, supervisor)?;
         Ok(rootfs)
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
 use nix::unistd::pipe2;
 
 use crate::caller::{Caller, Cancellation};
@@ -49,6 +50,7 @@ pub struct Command {
     descriptors: Vec<(OwnedFd, RawFd)>,
     terminal: Option<RawFd>,
     death_signal: bool,
+    namespaces: CloneFlags,
     no_new_privileges: bool,
 }
 
@@ -75,6 +77,7 @@ impl Command {
             descriptors: Vec::new(),
             terminal: None,
             death_signal: false,
+            namespaces: CloneFlags::empty(),
             no_new_privileges: false,
         }
     }
@@ -192,6 +195,12 @@ impl Command {
         self
     }
 
+    /// Has the child be in a user namespace of its own, which has no ids yet.
+    pub(crate) fn new_user_namespace(&mut self) -> &mut Self {
+        self.namespaces |= CloneFlags::CLONE_NEWUSER;
+        self
+    }
+
     /// The user and group to run under.
     pub(crate) fn ids(&self) -> (Option<u32>, Option<u32>) {
         (self.ids.uid, self.ids.gid)
@@ -227,6 +236,7 @@ impl Command {
             uid: self.ids.uid,
             umask: self.ids.umask,
             new_session: true,
+            new_namespaces: self.namespaces.bits(),
             terminal: self.terminal,
             no_new_privileges: self.no_new_privileges,
             dies_with_parent: self.death_signal,
@@ -361,6 +371,7 @@ impl Status {
             Step::Cwd => format!("cannot change into `{}`", shown(&self.cwd)),
             Step::Privileges => "cannot give up new privileges".to_owned(),
             Step::DeathSignal => "cannot be tied to the shim's life".to_owned(),
+            Step::Namespaces => "cannot make its namespaces".to_owned(),
             Step::Program | Step::Exec | Step::Ready => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 return Error::other(format!("cannot execute `{}`: {error}", self.program));

@@ -5,7 +5,9 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::ptr;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -26,6 +28,7 @@ pub(crate) enum Step {
     Cwd,
     Privileges,
     DeathSignal,
+    Namespaces,
     /// No candidate for the program can be executed.
     Program,
     Exec,
@@ -34,7 +37,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Descriptors,
         Self::Session,
         Self::Terminal,
@@ -45,6 +48,7 @@ impl Step {
         Self::Cwd,
         Self::Privileges,
         Self::DeathSignal,
+        Self::Namespaces,
         Self::Program,
         Self::Exec,
         Self::Ready,
@@ -74,6 +78,8 @@ pub(crate) struct Image {
     pub(crate) uid: Option<libc::uid_t>,
     pub(crate) umask: Option<libc::mode_t>,
     pub(crate) new_session: bool,
+    /// `CLONE_NEW...`
+    pub(crate) new_namespaces: libc::c_int,
     /// The number, in the child, of the terminal that is to control the new session.
     pub(crate) terminal: Option<RawFd>,
     pub(crate) no_new_privileges: bool,
@@ -228,6 +234,10 @@ fn close_between(first: RawFd, last: RawFd) {
 }
 
 fn change_identity(image: &Image) -> Result<(), Failed> {
+    if image.new_namespaces != 0 {
+        // SAFETY: no pointers are passed; the child has one thread, as the kernel wants it.
+        check(libc::c_long::from(unsafe { libc::unshare(image.new_namespaces) }), Step::Namespaces)?;
+    }
     if image.new_session {
         // SAFETY: no precondition.
         check(libc::c_long::from(unsafe { libc::setsid() }), Step::Session)?;
@@ -527,6 +537,45 @@ pub(crate) fn watch_process(pid: Pid) -> io::Result<OwnedFd> {
 pub(crate) fn page_size() -> usize {
     // SAFETY: no precondition.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// A second mount of what is seen at `path`, which is seen nowhere yet.
+pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: a valid C string.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Has a mount that is seen nowhere yet show its files under the ids of a user namespace.
+pub(crate) fn map_ids(mount: &OwnedFd, namespace: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let change = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | read_only,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    let (fd, size) = (mount.as_raw_fd(), size_of_val(&change));
+    let (number, flags) = (libc::SYS_mount_setattr, libc::AT_EMPTY_PATH);
+    // SAFETY: a valid C string, and a structure of the given size.
+    let done = unsafe { libc::syscall(number, fd, c"".as_ptr(), flags, &raw const change, size) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has a mount seen at `path`.
+pub(crate) fn attach_mount(mount: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let (from, flags) = (mount.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+    let (number, to) = (libc::SYS_move_mount, libc::AT_FDCWD);
+    // SAFETY: valid C strings.
+    let done = unsafe { libc::syscall(number, from, c"".as_ptr(), to, path.as_ptr(), flags) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The number of a loop device that is free at this moment.

@@ -84,7 +84,7 @@ impl Create {
         if self.mounted {
             return Ok(self.bundle.rootfs());
         }
-        let rootfs = self.bundle.mount_rootfs(&self.request.rootfs)?;
+        let rootfs = self.bundle.mount_all(&self.request.rootfs, self.context.supervisor().ok())?;
         self.mounted = !self.request.rootfs.is_empty();
         Ok(rootfs)
     }

@@ -1,6 +1,8 @@
 //! Mounts the root file system that containerd describes in Create (contract 11.1), and takes it down again.
 //! Targets are resolved inside the bundle's `rootfs`; what was mounted before a failure is undone.
 
+mod helper;
+mod id_map;
 mod loop_device;
 mod options;
 mod overlay;
@@ -8,6 +10,7 @@ mod table;
 mod target;
 
 use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -16,13 +19,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::api::Mount;
 use crate::error::{Error, Result, WithContext};
+use crate::spawn::Supervisor;
 use crate::sys;
 
-use options::Options;
+use options::{Options, maps_ids};
 pub(crate) use table::unescape;
 
 /// Mounts the list in order onto `rootfs`. Nothing is done for an empty list: the root may be no mount at all.
-pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
+/// Helper programs and maps of ids need a supervisor.
+pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path, supervisor: Option<&Supervisor>) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
@@ -32,18 +37,42 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
         }
         _ => {}
     }
-    mounts.iter().try_for_each(|each| mount_one(each, rootfs)).inspect_err(|_| {
+    mounts.iter().try_for_each(|each| mount_one(each, rootfs, supervisor)).inspect_err(|_| {
         if let Err(error) = unmount_all(rootfs) {
             log::warn!("{error}");
         }
     })
 }
 
-fn mount_one(wanted: &Mount, rootfs: &Path) -> Result<()> {
+fn mount_one(wanted: &Mount, rootfs: &Path, supervisor: Option<&Supervisor>) -> Result<()> {
     let target = target::resolve_inside(rootfs, Path::new(&wanted.target))?;
-    let mounted = Options::parse(&wanted.options).and_then(|options| mount_plain(wanted, options, &target));
+    let mounted = Options::parse(&wanted.options).and_then(|options| {
+        let map = options.id_map.as_ref();
+        let ids = map.map(|map| id_map::user_namespace(map, supervisor)).transpose()?;
+        match (helper::of(&wanted.type_), ids) {
+            (Some(helper), ids) => {
+                let words = wanted.options.iter().filter(|word| !maps_ids(word));
+                helper.mount(&wanted.source, &target, words, supervisor)?;
+                ids.map_or(Ok(()), |ids| id_map::cover(&target, &ids))
+            }
+            (None, Some(ids)) if wanted.type_ == "overlay" => {
+                mount_mapped_overlay(wanted, options, &target, &ids)
+            }
+            (None, ids) => {
+                mount_plain(wanted, options, &target)?;
+                ids.map_or(Ok(()), |ids| id_map::cover(&target, &ids))
+            }
+        }
+    });
     let what = || format!("cannot mount {} `{}` on `{}`", wanted.type_, wanted.source, target.display());
     mounted.context(what)
+}
+
+/// An overlay takes the ids of its layers as it finds them: those are mapped, and only while it is mounted need
+/// they be seen anywhere.
+fn mount_mapped_overlay(wanted: &Mount, mut options: Options, target: &Path, ids: &OwnedFd) -> Result<()> {
+    let _layers = id_map::Layers::map(&mut options.data, ids)?;
+    mount_plain(wanted, options, target)
 }
 
 fn mount_plain(wanted: &Mount, mut options: Options, target: &Path) -> Result<()> {

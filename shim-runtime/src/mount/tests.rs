@@ -1,14 +1,17 @@
 //! What the kernel makes of it, each test in a mount namespace of its own.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use crate::event_loop::EventLoop;
 
 /// Whether a test can run; with `SHIM_TESTS=all` it must.
 fn leave_out(reason: &str) {
@@ -36,6 +39,20 @@ fn apart(test: impl FnOnce(&Path) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Runs a test with somebody to supervise its processes, in the same mount namespace.
+fn supervised(test: impl FnOnce(&Supervisor)) {
+    let (tell, told) = mpsc::channel();
+    let main = thread::spawn(move || {
+        let (mut events, supervisor) = crate::run::reaping().unwrap();
+        tell.send(supervisor).unwrap();
+        events.run().unwrap();
+    });
+    let supervisor = told.recv().unwrap();
+    test(&supervisor);
+    supervisor.main().post(EventLoop::stop);
+    main.join().unwrap();
 }
 
 fn wanted(kind: &str, source: &Path, options: &[&str]) -> Mount {
@@ -78,15 +95,19 @@ fn layers(folder_of: &Path, count: usize) -> Vec<String> {
     vec![lower, format!("upperdir={}", upper.display()), format!("workdir={}", work.display())]
 }
 
+fn overlay(options: &[String], more: &[&str]) -> Mount {
+    let words: Vec<_> = options.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    wanted("overlay", Path::new("overlay"), &words)
+}
+
 #[test]
 fn an_overlay_may_have_more_layers_than_a_page_holds_the_names_of() {
     apart(|scratch| {
         let rootfs = scratch.join("rootfs");
         let options = layers(scratch, 100);
         assert!(options[0].len() > 2 * sys::page_size(), "{}", options[0].len());
-        let words: Vec<_> = options.iter().map(String::as_str).collect();
         let before = std::env::current_dir().unwrap();
-        mount_all(&[wanted("overlay", Path::new("overlay"), &words)], &rootfs).unwrap();
+        mount_all(&[overlay(&options, &[])], &rootfs, None).unwrap();
         assert_eq!(std::env::current_dir().unwrap(), before);
         assert_eq!(fs::read_dir(&rootfs).unwrap().count(), 100);
         fs::write(rootfs.join("new"), "").unwrap();
@@ -102,7 +123,7 @@ fn options_that_a_page_does_not_hold_are_refused_and_what_came_before_is_undone(
         let rootfs = scratch.join("rootfs");
         let first = wanted("tmpfs", Path::new("first"), &[]);
         let second = wanted("tmpfs", Path::new("second"), &["x".repeat(sys::page_size()).as_str()]);
-        let error = mount_all(&[first, second], &rootfs).unwrap_err().to_string();
+        let error = mount_all(&[first, second], &rootfs, None).unwrap_err().to_string();
         assert!(error.starts_with("cannot mount tmpfs `second` on `"), "{error}");
         assert!(error.ends_with(" bytes, a page is the limit"), "{error}");
         assert_nothing_mounted(&rootfs);
@@ -113,14 +134,15 @@ fn options_that_a_page_does_not_hold_are_refused_and_what_came_before_is_undone(
 fn a_read_only_bind_and_its_propagation_take_calls_of_their_own() {
     apart(|scratch| {
         let (rootfs, source) = (scratch.join("rootfs"), folder(scratch, "source"));
-        mount_all(&[wanted("bind", &source, &["rbind", "ro", "rshared"])], &rootfs).unwrap();
+        mount_all(&[wanted("bind", &source, &["rbind", "ro", "rshared"])], &rootfs, None).unwrap();
         let error = fs::write(rootfs.join("new"), "").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
         fs::write(source.join("new"), "").unwrap();
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        let line = table.lines().find(|line| line.contains("/rootfs ")).unwrap();
+        let rootfs = rootfs.display().to_string();
+        let line = table.lines().find(|line| line.split(' ').nth(4) == Some(&rootfs)).unwrap();
         assert!(line.contains(" shared:"), "{line}");
-        unmount_all(&rootfs).unwrap();
+        unmount_all(Path::new(&rootfs)).unwrap();
     });
 }
 
@@ -151,12 +173,12 @@ fn an_image_becomes_a_disk_for_as_long_as_it_is_mounted() {
     apart(|scratch| {
         let Some(image) = image(scratch) else { return };
         let rootfs = scratch.join("rootfs");
-        mount_all(&[wanted("ext4", &image, &["loop"])], &rootfs).unwrap();
+        mount_all(&[wanted("ext4", &image, &["loop"])], &rootfs, None).unwrap();
         fs::write(rootfs.join("file"), "kept").unwrap();
         assert_eq!(devices(&image), 1);
         unmount_all(&rootfs).unwrap();
         wait_until("the disk is gone", || devices(&image) == 0);
-        mount_all(&[wanted("ext4", &image, &["loop", "ro", "direct-io"])], &rootfs).unwrap();
+        mount_all(&[wanted("ext4", &image, &["loop", "ro", "direct-io"])], &rootfs, None).unwrap();
         assert_eq!(fs::read_to_string(rootfs.join("file")).unwrap(), "kept");
         let error = fs::write(rootfs.join("file"), "").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
@@ -170,11 +192,126 @@ fn a_disk_that_cannot_be_mounted_is_given_back() {
     apart(|scratch| {
         let Some(image) = image(scratch) else { return };
         let rootfs = scratch.join("rootfs");
-        let error = mount_all(&[wanted("ext4", &image, &["loop", "nonsense"])], &rootfs).unwrap_err();
+        let error = mount_all(&[wanted("ext4", &image, &["loop", "nonsense"])], &rootfs, None).unwrap_err();
         assert!(error.to_string().starts_with("cannot mount ext4 `"), "{error}");
         wait_until("the disk is gone", || devices(&image) == 0);
         let missing = scratch.join("missing");
-        let error = mount_all(&[wanted("ext4", &missing, &["loop"])], &rootfs).unwrap_err();
+        let error = mount_all(&[wanted("ext4", &missing, &["loop"])], &rootfs, None).unwrap_err();
         assert!(error.to_string().contains(": cannot open `"), "{error}");
+    });
+}
+
+/// Puts a program where programs are looked for, as far as this namespace sees.
+fn install(name: &str, script: &str) {
+    let place = Path::new("/usr/local/sbin");
+    mount(Some("none"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    fs::write(place.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_file_system_in_user_space_is_mounted_by_its_helper() {
+    apart(|scratch| {
+        install("mount.fuse3", "mount -t tmpfs none \"$2\" && echo \"$@\" > \"$2/args\"");
+        let rootfs = scratch.join("rootfs");
+        let options = ["ro", "cache=on"];
+        let fuse = wanted("fuse3.sshfs", Path::new("host:/"), &options);
+        supervised(|supervisor| mount_all(std::slice::from_ref(&fuse), &rootfs, Some(supervisor)).unwrap());
+        let said = fs::read_to_string(rootfs.join("args")).unwrap();
+        assert_eq!(said, format!("host:/ {} -o ro -o cache=on -t sshfs\n", rootfs.display()));
+        unmount_all(&rootfs).unwrap();
+        assert_nothing_mounted(&rootfs);
+        let error = mount_all(&[fuse], &rootfs, None).unwrap_err().to_string();
+        assert!(error.ends_with(": `mount.fuse3` cannot be run here"), "{error}");
+    });
+}
+
+#[test]
+fn a_helper_that_fails_or_is_missing_is_named_with_what_it_said() {
+    apart(|scratch| {
+        install("mount.fuse3", "echo 'no such server' >&2; exit 3");
+        let rootfs = scratch.join("rootfs");
+        let refused = |kind: &str| {
+            let mut said = String::new();
+            supervised(|supervisor| {
+                let mounts = [wanted(kind, Path::new("x"), &[])];
+                said = mount_all(&mounts, &rootfs, Some(supervisor)).unwrap_err().to_string();
+            });
+            said
+        };
+        let error = refused("fuse3.sshfs");
+        assert!(error.starts_with("cannot mount fuse3.sshfs `x` on `"), "{error}");
+        assert!(error.ends_with(": `mount.fuse3` failed with status 3: no such server"), "{error}");
+        let error = refused("fuse.sshfs");
+        assert!(error.contains(": cannot execute `mount.fuse`: No such file or directory"), "{error}");
+    });
+}
+
+const MAPPED: [&str; 2] = ["uidmap=0:1000:1,1:100000:65535", "gidmap=0:2000:65536"];
+
+/// Mounts, unless the kernel cannot map ids on this file system, which the error must say.
+fn can_map(mounts: &[Mount], rootfs: &Path) -> bool {
+    let mut done = Ok(());
+    supervised(|supervisor| done = mount_all(mounts, rootfs, Some(supervisor)));
+    let Err(error) = done else { return true };
+    assert!(error.to_string().contains(": cannot map the ids of `"), "{error}");
+    assert_nothing_mounted(rootfs);
+    leave_out("the kernel maps no ids on this file system");
+    false
+}
+
+#[test]
+fn files_are_shown_under_the_ids_that_theirs_are_mapped_to() {
+    apart(|scratch| {
+        let (rootfs, source) = (scratch.join("rootfs"), folder(scratch, "source"));
+        fs::write(source.join("file"), "").unwrap();
+        std::os::unix::fs::chown(source.join("file"), Some(5), Some(6)).unwrap();
+        let options = [&["bind"][..], &MAPPED].concat();
+        if !can_map(&[wanted("bind", &source, &options)], &rootfs) {
+            return;
+        }
+        let ids = |path: &Path| fs::metadata(path).map(|file| (file.uid(), file.gid())).unwrap();
+        assert_eq!(ids(&rootfs), (1000, 2000));
+        assert_eq!(ids(&rootfs.join("file")), (100_004, 2006));
+        unmount_all(&rootfs).unwrap();
+        assert_nothing_mounted(&rootfs);
+    });
+}
+
+#[test]
+fn the_layers_of_an_overlay_are_mapped_and_nothing_else_is_left_mounted() {
+    apart(|scratch| {
+        let rootfs = scratch.join("rootfs");
+        if !can_map(&[overlay(&layers(scratch, 60), &MAPPED)], &rootfs) {
+            return;
+        }
+        assert_eq!(fs::read_dir(&rootfs).unwrap().count(), 60);
+        for number in [0, 59] {
+            let file = fs::metadata(rootfs.join(format!("file-{number}"))).unwrap();
+            assert_eq!((file.uid(), file.gid()), (1000, 2000));
+        }
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(
+            !table.lines().any(|line| line.split(' ').nth(4).unwrap().contains("/shim-layers-")),
+            "{table}"
+        );
+        unmount_all(&rootfs).unwrap();
+    });
+}
+
+#[test]
+fn a_layer_that_cannot_be_mapped_is_named_and_nothing_is_left_behind() {
+    apart(|scratch| {
+        let rootfs = scratch.join("rootfs");
+        let mut options = layers(scratch, 2);
+        options[0].push_str(":/no-such-layer");
+        let mut done = Ok(());
+        supervised(|supervisor| done = mount_all(&[overlay(&options, &MAPPED)], &rootfs, Some(supervisor)));
+        let error = done.unwrap_err().to_string();
+        assert!(error.contains(": cannot map the ids of `"), "{error}");
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(!table.contains("/shim-layers-"), "{table}");
+        let error = mount_all(&[overlay(&options, &MAPPED)], &rootfs, None).unwrap_err().to_string();
+        assert!(error.ends_with(": ids cannot be mapped here"), "{error}");
     });
 }
