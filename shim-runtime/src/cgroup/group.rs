@@ -6,10 +6,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protobuf::Message;
-
 use super::oom::{Counter, OomWatch};
-use super::{Files, Host, MAIN_CONTROLLERS, Membership, UNIFIED, v1, v2};
+use super::{Files, Host, MAIN_CONTROLLERS, Membership, Message, UNIFIED, v1, v2};
 use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
@@ -113,10 +111,9 @@ pub(super) fn gone() -> Error {
     Error::not_found("the cgroup is gone")
 }
 
-fn any(type_url: &str, metrics: Option<impl Message>) -> Result<Any> {
+fn any(type_url: &str, metrics: Option<Message>) -> Result<Any> {
     let metrics = metrics.ok_or_else(|| Error::not_found("the cgroup is gone, or has no controllers"))?;
-    let value = metrics.write_to_bytes().map_err(|error| Error::internal(error.to_string()))?;
-    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+    Ok(Any { type_url: type_url.to_owned(), value: metrics.into_bytes(), ..Any::default() })
 }
 
 /// What cannot be read counts as empty: a cgroup may be removed at any time.

@@ -2,6 +2,7 @@
 //! the kernel killed in it for want of memory. This file finds it, on hosts of either version.
 
 mod group;
+mod message;
 mod oom;
 #[cfg(feature = "oci")]
 mod pids;
@@ -22,6 +23,8 @@ use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::mount::unescape;
 use crate::types::Pid;
+
+use message::{Message, NONE, Names, Values};
 
 pub(crate) use group::Group;
 #[allow(unused_imports)]
@@ -225,25 +228,36 @@ impl Files {
         number(self.text(name)?.trim_ascii_end())
     }
 
-    /// The lines of a file that are a name and a number each.
-    fn pairs(&mut self, name: &str) -> Option<impl Iterator<Item = (&str, u64)> + use<'_>> {
-        Some(self.text(name)?.lines().filter_map(|line| {
-            let (key, value) = line.split_once(' ')?;
-            Some((key, number(value)?))
-        }))
+    /// The numbers of a file whose lines are a name and a number each, those of one field together.
+    fn values(&mut self, name: &str, names: Names) -> Option<Values> {
+        let mut values = NONE;
+        for (key, value) in self.text(name)?.lines().filter_map(|line| line.split_once(' ')) {
+            let known = names.iter().find(|(name, _)| *name == key);
+            if let (Some((_, field)), Some(value)) = (known, number(value)) {
+                let sum = &mut values[usize::from(*field)];
+                *sum = sum.saturating_add(value);
+            }
+        }
+        Some(values)
     }
 
-    /// The lines of an rdma file: a device, its handles and its objects.
-    fn rdma<T>(&mut self, name: &str, entry: impl Fn(String, u32, u32) -> T) -> Option<Vec<T>> {
-        let line = |line: &str| {
-            let (device, counts) = line.split_once(' ')?;
-            let count = |key| counts.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            let count =
-                |key| count(key).and_then(number).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-            Some(entry(device.to_owned(), count("hca_handle")?, count("hca_object")?))
-        };
-        Some(self.text(name)?.lines().filter_map(line).collect())
+    /// What is used of rdma devices, and what may be.
+    fn rdma(&mut self) -> Option<Message> {
+        let mut stat = Message::default();
+        self.text("rdma.current")?.lines().for_each(|line| stat.message(1, rdma_entry(line)));
+        self.text("rdma.max").unwrap_or_default().lines().for_each(|line| stat.message(2, rdma_entry(line)));
+        Some(stat)
     }
+}
+
+/// A device, its handles and its objects, whose numbers have 32 bits in the message.
+fn rdma_entry(line: &str) -> Option<Message> {
+    let (device, counts) = line.split_once(' ')?;
+    let count = |key| counts.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    let count = |key| count(key).and_then(number).map(|count| count.min(u32::MAX.into()));
+    let mut entry = Message::of(&[0, 0, count("hca_handle")?, count("hca_object")?]);
+    entry.bytes(1, device.as_bytes());
+    Some(entry)
 }
 
 /// A number as the kernel writes it; `max` stands for "no limit".
@@ -263,7 +277,7 @@ mod tests {
 
     use containerd_shim_protos::{cgroups, cgroups_v2};
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    use protobuf::Message;
+    use protobuf::Message as _;
 
     use super::*;
     use crate::error::Code;

@@ -1,234 +1,191 @@
-//! The metrics of a process whose host gives each controller a hierarchy of its own.
-//! A controller that is not mounted, or in which the process has no cgroup of its own, is left out.
+//! The metrics of a process whose host gives each controller a hierarchy of its own, as the fields of
+//! `io.containerd.cgroups.v1.Metrics` (contract 6.1). A controller that is not mounted, or in which the process
+//! has no cgroup of its own, is left out.
 
+use std::cell::LazyCell;
 use std::path::Path;
 
-use containerd_shim_protos::cgroups::metrics::{
-    BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
-    Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
-};
-use protobuf::MessageField;
-
+use super::message::{Message, NONE, Names};
 use super::{Files, device, number};
 
 /// The length of the ticks in `cpuacct.stat`: programs are told of 100 a second on every machine we run on.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
+
+const PROCESSOR: Names = &[("system", 2), ("user", 3)];
+const BANDWIDTH: Names = &[("nr_periods", 1), ("nr_throttled", 2), ("throttled_time", 3)];
+const MEMORY: Names = &[
+    ("cache", 1),
+    ("rss", 2),
+    ("rss_huge", 3),
+    ("mapped_file", 4),
+    ("dirty", 5),
+    ("writeback", 6),
+    ("pgpgin", 7),
+    ("pgpgout", 8),
+    ("pgfault", 9),
+    ("pgmajfault", 10),
+    ("inactive_anon", 11),
+    ("active_anon", 12),
+    ("inactive_file", 13),
+    ("active_file", 14),
+    ("unevictable", 15),
+    ("hierarchical_memory_limit", 16),
+    ("hierarchical_memsw_limit", 17),
+    ("total_cache", 18),
+    ("total_rss", 19),
+    ("total_rss_huge", 20),
+    ("total_mapped_file", 21),
+    ("total_dirty", 22),
+    ("total_writeback", 23),
+    ("total_pgpgin", 24),
+    ("total_pgpgout", 25),
+    ("total_pgfault", 26),
+    ("total_pgmajfault", 27),
+    ("total_inactive_anon", 28),
+    ("total_active_anon", 29),
+    ("total_inactive_file", 30),
+    ("total_active_file", 31),
+    ("total_unevictable", 32),
+];
+/// By `oom_kill` CRI tells a container that ran out of memory from one that was killed.
+const OOM_CONTROL: Names = &[("oom_kill_disable", 1), ("under_oom", 2), ("oom_kill", 3)];
+const MEMORY_KINDS: [(&str, u64); 4] =
+    [("memory", 33), ("memory.memsw", 34), ("memory.kmem", 35), ("memory.kmem.tcp", 36)];
+const DISK_STATISTICS: [(&str, u64); 7] = [
+    ("io_service_bytes", 1),
+    ("io_queued", 3),
+    ("io_service_time", 4),
+    ("io_wait_time", 5),
+    ("io_merged", 6),
+    ("time", 7),
+    ("sectors", 8),
+];
 
 /// `None` if nothing can be read: the process has no cgroup of its own, or it has been removed.
 pub(super) fn metrics(
     group: impl Fn(&str) -> Option<Files>,
     page_sizes: &[String],
     partitions: &Path,
-) -> Option<Metrics> {
-    let mut metrics = Metrics {
-        pids: group("pids").and_then(pids).into(),
-        cpu: group("cpuacct").and_then(|accounting| cpu(accounting, group("cpu"))).into(),
-        ..Metrics::default()
-    };
-    if let Some(mut files) = group("memory") {
-        metrics.memory = memory(&mut files).into();
-        metrics.memory_oom_control = oom_control(&mut files).into();
-    }
-    if metrics.cpu.is_none() && metrics.memory.is_none() && metrics.pids.is_none() {
+) -> Option<Message> {
+    let pids = group("pids").and_then(pids);
+    let cpu = group("cpuacct").and_then(|accounting| cpu(accounting, group("cpu")));
+    let mut files = group("memory");
+    let memory = files.as_mut().and_then(memory);
+    if pids.is_none() && cpu.is_none() && memory.is_none() {
         return None;
     }
-    metrics.blkio = group("blkio").and_then(|files| blkio(files, partitions)).into();
-    metrics.rdma = group("rdma").and_then(rdma).into();
+    let mut metrics = Message::default();
     if let Some(mut files) = group("hugetlb") {
-        metrics.hugetlb = page_sizes.iter().filter_map(|size| hugetlb(&mut files, size)).collect();
+        for size in page_sizes {
+            metrics.message(1, hugetlb(&mut files, size));
+        }
     }
+    metrics.message(2, pids);
+    metrics.message(3, cpu);
+    metrics.message(4, memory);
+    metrics.message(5, group("blkio").and_then(|files| blkio(files, partitions)));
+    metrics.message(6, group("rdma").and_then(|mut files| files.rdma()));
+    let kills = files.and_then(|mut files| files.values("memory.oom_control", OOM_CONTROL));
+    metrics.message(9, kills.map(|kills| Message::of(&kills)));
     Some(metrics)
 }
 
-fn pids(mut files: Files) -> Option<PidsStat> {
+fn pids(mut files: Files) -> Option<Message> {
     let current = files.number("pids.current")?;
     // Without a limit 0, as containerd's own reader has it for this version.
     let limit = files.number("pids.max").filter(|limit| *limit != u64::MAX).unwrap_or_default();
-    Some(PidsStat { current, limit, ..PidsStat::default() })
+    Some(Message::of(&[0, current, limit]))
 }
 
 /// Clients look into both parts without asking whether they are there (dockerd would end), so both are.
-fn cpu(accounting: Files, bandwidth: Option<Files>) -> Option<CPUStat> {
-    let throttling = bandwidth.and_then(throttling).unwrap_or_default();
-    Some(CPUStat {
-        usage: MessageField::some(usage(accounting)?),
-        throttling: MessageField::some(throttling),
-        ..CPUStat::default()
-    })
+fn cpu(accounting: Files, bandwidth: Option<Files>) -> Option<Message> {
+    let throttling = bandwidth.and_then(|mut files| files.values("cpu.stat", BANDWIDTH)).unwrap_or(NONE);
+    let mut cpu = Message::default();
+    cpu.message(1, Some(usage(accounting)?));
+    cpu.message(2, Some(Message::of(&throttling)));
+    Some(cpu)
 }
 
-fn usage(mut files: Files) -> Option<CPUUsage> {
-    let mut usage = CPUUsage { total: files.number("cpuacct.usage")?, ..CPUUsage::default() };
-    for (key, ticks) in files.pairs("cpuacct.stat").into_iter().flatten() {
-        match key {
-            "user" => usage.user = ticks.saturating_mul(NANOSECONDS_PER_TICK),
-            "system" => usage.kernel = ticks.saturating_mul(NANOSECONDS_PER_TICK),
-            _ => {}
-        }
-    }
+fn usage(mut files: Files) -> Option<Message> {
+    let total = files.number("cpuacct.usage")?;
+    let modes = files.values("cpuacct.stat", PROCESSOR).unwrap_or(NONE);
+    let mut usage = Message::of(&modes.map(|ticks| ticks.saturating_mul(NANOSECONDS_PER_TICK)));
+    usage.number(1, total);
     let per_cpu = files.text("cpuacct.usage_percpu").unwrap_or_default();
-    usage.per_cpu = per_cpu.split_ascii_whitespace().filter_map(number).collect();
+    usage.numbers(4, per_cpu.split_ascii_whitespace().filter_map(number));
     Some(usage)
 }
 
-fn throttling(mut files: Files) -> Option<Throttle> {
-    let mut throttle = Throttle::default();
-    for (key, value) in files.pairs("cpu.stat")? {
-        match key {
-            "nr_periods" => throttle.periods = value,
-            "nr_throttled" => throttle.throttled_periods = value,
-            "throttled_time" => throttle.throttled_time = value,
-            _ => {}
-        }
+fn memory(files: &mut Files) -> Option<Message> {
+    let kinds = MEMORY_KINDS.map(|(kind, field)| (field, memory_entry(files, kind)));
+    kinds[0].1.as_ref()?;
+    let mut memory = Message::of(&files.values("memory.stat", MEMORY).unwrap_or(NONE));
+    for (field, entry) in kinds {
+        memory.message(field, entry);
     }
-    Some(throttle)
-}
-
-fn memory(files: &mut Files) -> Option<MemoryStat> {
-    let mut memory = MemoryStat {
-        usage: MessageField::some(memory_entry(files, "memory")?),
-        swap: memory_entry(files, "memory.memsw").into(),
-        kernel: memory_entry(files, "memory.kmem").into(),
-        kernel_tcp: memory_entry(files, "memory.kmem.tcp").into(),
-        ..MemoryStat::default()
-    };
-    memory_stat(files, &mut memory);
     Some(memory)
 }
 
-fn memory_entry(files: &mut Files, kind: &str) -> Option<MemoryEntry> {
+fn memory_entry(files: &mut Files, kind: &str) -> Option<Message> {
     let mut number = |what: &str| files.number(&format!("{kind}.{what}"));
-    Some(MemoryEntry {
-        usage: number("usage_in_bytes")?,
-        limit: number("limit_in_bytes").unwrap_or_default(),
-        max: number("max_usage_in_bytes").unwrap_or_default(),
-        failcnt: number("failcnt").unwrap_or_default(),
-        ..MemoryEntry::default()
-    })
+    let usage = number("usage_in_bytes")?;
+    let [limit, max, failures] =
+        ["limit_in_bytes", "max_usage_in_bytes", "failcnt"].map(|what| number(what).unwrap_or_default());
+    Some(Message::of(&[0, limit, usage, max, failures]))
 }
 
-fn memory_stat(files: &mut Files, memory: &mut MemoryStat) {
-    for (key, value) in files.pairs("memory.stat").into_iter().flatten() {
-        match key {
-            "cache" => memory.cache = value,
-            "rss" => memory.rss = value,
-            "rss_huge" => memory.rss_huge = value,
-            "mapped_file" => memory.mapped_file = value,
-            "dirty" => memory.dirty = value,
-            "writeback" => memory.writeback = value,
-            "pgpgin" => memory.pg_pg_in = value,
-            "pgpgout" => memory.pg_pg_out = value,
-            "pgfault" => memory.pg_fault = value,
-            "pgmajfault" => memory.pg_maj_fault = value,
-            "inactive_anon" => memory.inactive_anon = value,
-            "active_anon" => memory.active_anon = value,
-            "inactive_file" => memory.inactive_file = value,
-            "active_file" => memory.active_file = value,
-            "unevictable" => memory.unevictable = value,
-            "hierarchical_memory_limit" => memory.hierarchical_memory_limit = value,
-            "hierarchical_memsw_limit" => memory.hierarchical_swap_limit = value,
-            "total_cache" => memory.total_cache = value,
-            "total_rss" => memory.total_rss = value,
-            "total_rss_huge" => memory.total_rss_huge = value,
-            "total_mapped_file" => memory.total_mapped_file = value,
-            "total_dirty" => memory.total_dirty = value,
-            "total_writeback" => memory.total_writeback = value,
-            "total_pgpgin" => memory.total_pg_pg_in = value,
-            "total_pgpgout" => memory.total_pg_pg_out = value,
-            "total_pgfault" => memory.total_pg_fault = value,
-            "total_pgmajfault" => memory.total_pg_maj_fault = value,
-            "total_inactive_anon" => memory.total_inactive_anon = value,
-            "total_active_anon" => memory.total_active_anon = value,
-            "total_inactive_file" => memory.total_inactive_file = value,
-            "total_active_file" => memory.total_active_file = value,
-            "total_unevictable" => memory.total_unevictable = value,
-            _ => {}
-        }
-    }
-}
-
-/// By `oom_kill` CRI tells a container that ran out of memory from one that was killed.
-fn oom_control(files: &mut Files) -> Option<MemoryOomControl> {
-    let mut control = MemoryOomControl::default();
-    for (key, value) in files.pairs("memory.oom_control")? {
-        match key {
-            "oom_kill_disable" => control.oom_kill_disable = value,
-            "under_oom" => control.under_oom = value,
-            "oom_kill" => control.oom_kill = value,
-            _ => {}
-        }
-    }
-    Some(control)
-}
+/// What names a disk by its numbers.
+type NameOf<'a> = &'a dyn Fn(u64, u64) -> String;
 
 /// The disks' scheduler keeps the full set (CFQ until Linux 5.0; BFQ a part of it); where it keeps none, there
 /// is what passed the throttle.
-fn blkio(mut files: Files, partitions: &Path) -> Option<BlkIOStat> {
-    let scheduled = scheduled(&mut files, "blkio").or_else(|| scheduled(&mut files, "blkio.bfq"));
-    let mut stat = scheduled.or_else(|| throttled(&mut files))?;
-    name_disks(&mut stat, partitions);
-    Some(stat)
+fn blkio(mut files: Files, partitions: &Path) -> Option<Message> {
+    let partitions = LazyCell::new(|| std::fs::read_to_string(partitions).unwrap_or_default());
+    let name_of = |major, minor| disk_name(&partitions, major, minor);
+    scheduled(&mut files, "blkio", &name_of)
+        .or_else(|| scheduled(&mut files, "blkio.bfq", &name_of))
+        .or_else(|| throttled(&mut files, &name_of))
 }
 
 /// `None` if this scheduler served no disk.
-fn scheduled(files: &mut Files, scheduler: &str) -> Option<BlkIOStat> {
-    let mut list = |what: &str| disk_entries(files, &format!("{scheduler}.{what}_recursive"));
-    let serviced = list("io_serviced").filter(|entries| !entries.is_empty())?;
-    let mut list = |what| list(what).unwrap_or_default();
-    Some(BlkIOStat {
-        io_service_bytes_recursive: list("io_service_bytes"),
-        io_serviced_recursive: serviced,
-        io_queued_recursive: list("io_queued"),
-        io_service_time_recursive: list("io_service_time"),
-        io_wait_time_recursive: list("io_wait_time"),
-        io_merged_recursive: list("io_merged"),
-        io_time_recursive: list("time"),
-        sectors_recursive: list("sectors"),
-        ..BlkIOStat::default()
-    })
-}
-
-fn throttled(files: &mut Files) -> Option<BlkIOStat> {
-    // Older kernels have only the counts without the cgroups below.
+fn scheduled(files: &mut Files, scheduler: &str, name_of: NameOf<'_>) -> Option<Message> {
+    let mut stat = Message::default();
     let mut list =
-        |file: &str| disk_entries(files, &format!("{file}_recursive")).or_else(|| disk_entries(files, file));
-    Some(BlkIOStat {
-        io_serviced_recursive: list("blkio.throttle.io_serviced")?,
-        io_service_bytes_recursive: list("blkio.throttle.io_service_bytes").unwrap_or_default(),
-        ..BlkIOStat::default()
-    })
+        |what: &str, field| disks(files, &format!("{scheduler}.{what}_recursive"), name_of, field, &mut stat);
+    list("io_serviced", 2).filter(|count| *count > 0)?;
+    for (what, field) in DISK_STATISTICS {
+        list(what, field);
+    }
+    Some(stat)
 }
 
-fn disk_entries(files: &mut Files, file: &str) -> Option<Vec<BlkIOEntry>> {
-    Some(files.text(file)?.lines().filter_map(disk_entry).collect())
+fn throttled(files: &mut Files, name_of: NameOf<'_>) -> Option<Message> {
+    let mut stat = Message::default();
+    // Older kernels have only the counts without the cgroups below.
+    let mut list = |file: &str, field| {
+        let recursive = disks(files, &format!("{file}_recursive"), name_of, field, &mut stat);
+        recursive.or_else(|| disks(files, file, name_of, field, &mut stat))
+    };
+    list("blkio.throttle.io_serviced", 2)?;
+    list("blkio.throttle.io_service_bytes", 1);
+    Some(stat)
+}
+
+/// Adds a file's entries to a field, and returns how many they are.
+fn disks(files: &mut Files, file: &str, name_of: NameOf<'_>, field: u64, to: &mut Message) -> Option<usize> {
+    let entries = files.text(file)?.lines().filter_map(|line| disk(line, name_of));
+    Some(entries.map(|entry| to.message(field, Some(entry))).count())
 }
 
 /// `8:0 Read 4096`, or without an operation where there is but one. The sum over all disks is left out.
-fn disk_entry(line: &str) -> Option<BlkIOEntry> {
+fn disk(line: &str, name_of: NameOf<'_>) -> Option<Message> {
     let (numbers, rest) = line.split_once(' ')?;
     let (major, minor) = device(numbers)?;
     let (op, value) = rest.split_once(' ').unwrap_or(("", rest));
-    let (op, value) = (op.to_owned(), value.parse().ok()?);
-    Some(BlkIOEntry { op, major, minor, value, ..BlkIOEntry::default() })
-}
-
-fn name_disks(stat: &mut BlkIOStat, partitions: &Path) {
-    let lists = [
-        &mut stat.io_service_bytes_recursive,
-        &mut stat.io_serviced_recursive,
-        &mut stat.io_queued_recursive,
-        &mut stat.io_service_time_recursive,
-        &mut stat.io_wait_time_recursive,
-        &mut stat.io_merged_recursive,
-        &mut stat.io_time_recursive,
-        &mut stat.sectors_recursive,
-    ];
-    let mut entries = lists.into_iter().flatten().peekable();
-    if entries.peek().is_none() {
-        return;
-    }
-    let partitions = std::fs::read_to_string(partitions).unwrap_or_default();
-    entries.for_each(|entry| entry.device = disk_name(&partitions, entry.major, entry.minor));
+    let mut entry = Message::of(&[0, 0, 0, major, minor, number(value)?]);
+    entry.bytes(1, op.as_bytes());
+    entry.bytes(2, name_of(major, minor).as_bytes());
+    Some(entry)
 }
 
 /// A disk's path, by `/proc/partitions`: lines of two numbers, a size and a name. Empty if it is not there.
@@ -241,31 +198,23 @@ fn disk_name(partitions: &str, major: u64, minor: u64) -> String {
     name.map(|name| format!("/dev/{name}")).unwrap_or_default()
 }
 
-fn rdma(mut files: Files) -> Option<RdmaStat> {
-    let entry = |device, hca_handles, hca_objects| RdmaEntry {
-        device,
-        hca_handles,
-        hca_objects,
-        ..RdmaEntry::default()
-    };
-    let current = files.rdma("rdma.current", entry)?;
-    let limit = files.rdma("rdma.max", entry).unwrap_or_default();
-    Some(RdmaStat { current, limit, ..RdmaStat::default() })
-}
-
-fn hugetlb(files: &mut Files, size: &str) -> Option<HugetlbStat> {
+fn hugetlb(files: &mut Files, size: &str) -> Option<Message> {
     let mut number = |what: &str| files.number(&format!("hugetlb.{size}.{what}"));
-    Some(HugetlbStat {
-        usage: number("usage_in_bytes")?,
-        max: number("max_usage_in_bytes").unwrap_or_default(),
-        failcnt: number("failcnt").unwrap_or_default(),
-        pagesize: size.to_owned(),
-        ..HugetlbStat::default()
-    })
+    let usage = number("usage_in_bytes")?;
+    let [max, failures] = ["max_usage_in_bytes", "failcnt"].map(|what| number(what).unwrap_or_default());
+    let mut stat = Message::of(&[0, usage, max, failures]);
+    stat.bytes(4, size.as_bytes());
+    Some(stat)
 }
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::cgroups::metrics::{
+        BlkIOEntry, BlkIOStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat, Metrics,
+        PidsStat, RdmaEntry, Throttle,
+    };
+    use protobuf::{Message as _, MessageField};
+
     use super::super::tests::Tree;
     use super::*;
 
@@ -280,7 +229,8 @@ mod tests {
     /// Each controller's cgroup is a directory of its name.
     fn read(tree: &Tree) -> Option<Metrics> {
         let group = |controller: &str| Files::open(&tree.root().join(controller));
-        metrics(group, &["2MB".to_owned(), "1GB".to_owned()], &tree.root().join("partitions"))
+        let message = metrics(group, &["2MB".to_owned(), "1GB".to_owned()], &tree.root().join("partitions"))?;
+        Some(Metrics::parse_from_bytes(&message.into_bytes()).unwrap())
     }
 
     fn disk(device: &str, (major, minor): (u64, u64), op: &str, value: u64) -> BlkIOEntry {

@@ -1,200 +1,172 @@
-//! The metrics of a cgroup in the unified hierarchy.
-//! One directory has all files; a controller that is not enabled for the cgroup has none.
+//! The metrics of a cgroup in the unified hierarchy, as the fields of `io.containerd.cgroups.v2.Metrics` (contract
+//! 6.1). One directory has all files; a controller that is not enabled for the cgroup has none.
 
-use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
-    RdmaEntry, RdmaStat,
-};
-use protobuf::MessageField;
-
+use super::message::{Message, NONE, Names};
 use super::{Files, device, number};
 
+const PROCESSOR: Names = &[
+    ("usage_usec", 1),
+    ("user_usec", 2),
+    ("system_usec", 3),
+    ("nr_periods", 4),
+    ("nr_throttled", 5),
+    ("throttled_usec", 6),
+    ("nr_bursts", 8),
+    ("burst_usec", 9),
+];
+const MEMORY: Names = &[
+    ("anon", 1),
+    ("file", 2),
+    ("kernel_stack", 3),
+    ("slab", 4),
+    ("sock", 5),
+    ("shmem", 6),
+    ("file_mapped", 7),
+    ("file_dirty", 8),
+    ("file_writeback", 9),
+    ("anon_thp", 10),
+    ("inactive_anon", 11),
+    ("active_anon", 12),
+    ("inactive_file", 13),
+    ("active_file", 14),
+    ("unevictable", 15),
+    ("slab_reclaimable", 16),
+    ("slab_unreclaimable", 17),
+    ("pgfault", 18),
+    ("pgmajfault", 19),
+    // Newer kernels tell the two kinds apart.
+    ("workingset_refault", 20),
+    ("workingset_refault_anon", 20),
+    ("workingset_refault_file", 20),
+    ("workingset_activate", 21),
+    ("workingset_activate_anon", 21),
+    ("workingset_activate_file", 21),
+    ("workingset_nodereclaim", 22),
+    ("pgrefill", 23),
+    ("pgscan", 24),
+    ("pgsteal", 25),
+    ("pgactivate", 26),
+    ("pgdeactivate", 27),
+    ("pglazyfree", 28),
+    ("pglazyfreed", 29),
+    ("thp_fault_alloc", 30),
+    ("thp_collapse_alloc", 31),
+];
+const MEMORY_NUMBERS: [(&str, usize); 5] = [
+    ("memory.max", 33),
+    ("memory.swap.current", 34),
+    ("memory.swap.max", 35),
+    ("memory.peak", 36),
+    ("memory.swap.peak", 37),
+];
+/// By `oom_kill` CRI tells a container that ran out of memory from one that was killed.
+const MEMORY_EVENTS: Names =
+    &[("low", 1), ("high", 2), ("max", 3), ("oom", 4), ("oom_kill", 5), ("oom_group_kill", 6)];
+
 /// `None` if nothing can be read: the cgroup has been removed.
-pub(super) fn metrics(files: &mut Files, page_sizes: &[String]) -> Option<Metrics> {
-    let metrics = Metrics {
-        pids: pids(files).into(),
-        cpu: cpu(files).into(),
-        memory: memory(files).into(),
-        rdma: rdma(files).into(),
-        io: io(files).into(),
-        hugetlb: page_sizes.iter().filter_map(|size| hugetlb(files, size)).collect(),
-        memory_events: memory_events(files).into(),
-        ..Metrics::default()
-    };
-    (metrics.cpu.is_some() || metrics.memory.is_some() || metrics.pids.is_some()).then_some(metrics)
-}
-
-fn pids(files: &mut Files) -> Option<PidsStat> {
-    let current = files.number("pids.current")?;
-    let limit = files.number("pids.max").unwrap_or_default();
-    Some(PidsStat { current, limit, ..PidsStat::default() })
-}
-
-fn cpu(files: &mut Files) -> Option<CPUStat> {
-    let mut cpu = CPUStat::default();
-    for (key, value) in files.pairs("cpu.stat")? {
-        match key {
-            "usage_usec" => cpu.usage_usec = value,
-            "user_usec" => cpu.user_usec = value,
-            "system_usec" => cpu.system_usec = value,
-            "nr_periods" => cpu.nr_periods = value,
-            "nr_throttled" => cpu.nr_throttled = value,
-            "throttled_usec" => cpu.throttled_usec = value,
-            "nr_bursts" => cpu.nr_bursts = value,
-            "burst_usec" => cpu.burst_usec = value,
-            _ => {}
-        }
+pub(super) fn metrics(files: &mut Files, page_sizes: &[String]) -> Option<Message> {
+    let (pids, cpu, memory) = (pids(files), cpu(files), memory(files));
+    if pids.is_none() && cpu.is_none() && memory.is_none() {
+        return None;
     }
-    cpu.psi = pressure(files, "cpu.pressure");
+    let mut metrics = Message::default();
+    metrics.message(1, pids);
+    metrics.message(2, cpu);
+    metrics.message(4, memory);
+    metrics.message(5, files.rdma());
+    metrics.message(6, io(files));
+    for size in page_sizes {
+        metrics.message(7, hugetlb(files, size));
+    }
+    metrics.message(8, files.values("memory.events", MEMORY_EVENTS).map(|events| Message::of(&events)));
+    Some(metrics)
+}
+
+fn pids(files: &mut Files) -> Option<Message> {
+    let current = files.number("pids.current")?;
+    Some(Message::of(&[0, current, files.number("pids.max").unwrap_or_default()]))
+}
+
+fn cpu(files: &mut Files) -> Option<Message> {
+    let mut cpu = Message::of(&files.values("cpu.stat", PROCESSOR)?);
+    cpu.message(7, pressure(files, "cpu.pressure"));
     Some(cpu)
 }
 
-fn memory(files: &mut Files) -> Option<MemoryStat> {
-    let mut memory = MemoryStat { usage: files.number("memory.current")?, ..MemoryStat::default() };
-    memory_stat(files, &mut memory);
-    let mut number = |name| files.number(name).unwrap_or_default();
-    memory.usage_limit = number("memory.max");
-    memory.max_usage = number("memory.peak");
-    memory.swap_usage = number("memory.swap.current");
-    memory.swap_limit = number("memory.swap.max");
-    memory.swap_max_usage = number("memory.swap.peak");
-    memory.psi = pressure(files, "memory.pressure");
+fn memory(files: &mut Files) -> Option<Message> {
+    let usage = files.number("memory.current")?;
+    let mut values = files.values("memory.stat", MEMORY).unwrap_or(NONE);
+    values[32] = usage;
+    for (file, field) in MEMORY_NUMBERS {
+        values[field] = files.number(file).unwrap_or_default();
+    }
+    let mut memory = Message::of(&values);
+    memory.message(38, pressure(files, "memory.pressure"));
     Some(memory)
 }
 
-fn memory_stat(files: &mut Files, memory: &mut MemoryStat) {
-    for (key, value) in files.pairs("memory.stat").into_iter().flatten() {
-        match key {
-            "anon" => memory.anon = value,
-            "file" => memory.file = value,
-            "kernel_stack" => memory.kernel_stack = value,
-            "slab" => memory.slab = value,
-            "sock" => memory.sock = value,
-            "shmem" => memory.shmem = value,
-            "file_mapped" => memory.file_mapped = value,
-            "file_dirty" => memory.file_dirty = value,
-            "file_writeback" => memory.file_writeback = value,
-            "anon_thp" => memory.anon_thp = value,
-            "inactive_anon" => memory.inactive_anon = value,
-            "active_anon" => memory.active_anon = value,
-            "inactive_file" => memory.inactive_file = value,
-            "active_file" => memory.active_file = value,
-            "unevictable" => memory.unevictable = value,
-            "slab_reclaimable" => memory.slab_reclaimable = value,
-            "slab_unreclaimable" => memory.slab_unreclaimable = value,
-            "pgfault" => memory.pgfault = value,
-            "pgmajfault" => memory.pgmajfault = value,
-            // Newer kernels tell the two kinds apart.
-            "workingset_refault" | "workingset_refault_anon" | "workingset_refault_file" => {
-                memory.workingset_refault = memory.workingset_refault.saturating_add(value);
-            }
-            "workingset_activate" | "workingset_activate_anon" | "workingset_activate_file" => {
-                memory.workingset_activate = memory.workingset_activate.saturating_add(value);
-            }
-            "workingset_nodereclaim" => memory.workingset_nodereclaim = value,
-            "pgrefill" => memory.pgrefill = value,
-            "pgscan" => memory.pgscan = value,
-            "pgsteal" => memory.pgsteal = value,
-            "pgactivate" => memory.pgactivate = value,
-            "pgdeactivate" => memory.pgdeactivate = value,
-            "pglazyfree" => memory.pglazyfree = value,
-            "pglazyfreed" => memory.pglazyfreed = value,
-            "thp_fault_alloc" => memory.thp_fault_alloc = value,
-            "thp_collapse_alloc" => memory.thp_collapse_alloc = value,
-            _ => {}
-        }
-    }
-}
-
-/// By `oom_kill` CRI tells a container that ran out of memory from one that was killed.
-fn memory_events(files: &mut Files) -> Option<MemoryEvents> {
-    let mut events = MemoryEvents::default();
-    for (key, value) in files.pairs("memory.events")? {
-        match key {
-            "low" => events.low = value,
-            "high" => events.high = value,
-            "max" => events.max = value,
-            "oom" => events.oom = value,
-            "oom_kill" => events.oom_kill = value,
-            "oom_group_kill" => events.oom_group_kill = value,
-            _ => {}
-        }
-    }
-    Some(events)
-}
-
-fn io(files: &mut Files) -> Option<IOStat> {
-    let usage = files.text("io.stat")?.lines().filter_map(io_entry).collect();
-    Some(IOStat { usage, psi: pressure(files, "io.pressure"), ..IOStat::default() })
+fn io(files: &mut Files) -> Option<Message> {
+    let mut io = Message::default();
+    files.text("io.stat")?.lines().for_each(|line| io.message(1, io_entry(line)));
+    io.message(2, pressure(files, "io.pressure"));
+    Some(io)
 }
 
 /// A line of `io.stat`: a device, and what was done with it.
-fn io_entry(line: &str) -> Option<IOEntry> {
-    let mut entry = IOEntry::default();
+fn io_entry(line: &str) -> Option<Message> {
+    let mut entry = [0; 7];
     let mut any = false;
     for word in line.split_ascii_whitespace() {
         let Some((key, value)) = word.split_once('=') else {
             // Some kernels leave the line break out behind a device that has nothing to tell.
-            (entry.major, entry.minor) = device(word)?;
+            (entry[1], entry[2]) = device(word)?;
             continue;
         };
         let field = match key {
-            "rbytes" => &mut entry.rbytes,
-            "wbytes" => &mut entry.wbytes,
-            "rios" => &mut entry.rios,
-            "wios" => &mut entry.wios,
+            "rbytes" => 3,
+            "wbytes" => 4,
+            "rios" => 5,
+            "wios" => 6,
             _ => continue,
         };
-        *field = number(value)?;
+        entry[field] = number(value)?;
         any = true;
     }
-    any.then_some(entry)
+    any.then(|| Message::of(&entry))
 }
 
-fn rdma(files: &mut Files) -> Option<RdmaStat> {
-    let entry = |device, hca_handles, hca_objects| RdmaEntry {
-        device,
-        hca_handles,
-        hca_objects,
-        ..RdmaEntry::default()
-    };
-    let current = files.rdma("rdma.current", entry)?;
-    let limit = files.rdma("rdma.max", entry).unwrap_or_default();
-    Some(RdmaStat { current, limit, ..RdmaStat::default() })
-}
-
-fn hugetlb(files: &mut Files, size: &str) -> Option<HugeTlbStat> {
+fn hugetlb(files: &mut Files, size: &str) -> Option<Message> {
     let current = files.number(&format!("hugetlb.{size}.current"))?;
     let max = files.number(&format!("hugetlb.{size}.max")).unwrap_or_default();
-    let mut events = files.pairs(&format!("hugetlb.{size}.events")).into_iter().flatten();
-    let failcnt = events.find(|(key, _)| *key == "max").map_or(0, |(_, count)| count);
-    Some(HugeTlbStat { current, max, pagesize: size.to_owned(), failcnt, ..HugeTlbStat::default() })
+    let events = files.values(&format!("hugetlb.{size}.events"), &[("max", 4)]).unwrap_or(NONE);
+    let mut stat = Message::of(&[0, current, max, 0, events[4]]);
+    stat.bytes(3, size.as_bytes());
+    Some(stat)
 }
 
 /// How long tasks were stalled for want of something: some of them, or all at once.
-fn pressure(files: &mut Files, name: &str) -> MessageField<PSIStats> {
-    let Some(text) = files.text(name) else { return MessageField::none() };
-    let mut psi = PSIStats::default();
-    for line in text.lines() {
+fn pressure(files: &mut Files, name: &str) -> Option<Message> {
+    let mut pressure = Message::default();
+    for line in files.text(name)?.lines() {
         match line.split_once(' ') {
-            Some(("some", values)) => psi.some = stalled(values).into(),
-            Some(("full", values)) => psi.full = stalled(values).into(),
+            Some(("some", values)) => pressure.message(1, stalled(values)),
+            Some(("full", values)) => pressure.message(2, stalled(values)),
             _ => {}
         }
     }
-    MessageField::some(psi)
+    Some(pressure)
 }
 
 /// `avg10=0.12 avg60=0.34 avg300=0.56 total=789`.
-fn stalled(values: &str) -> Option<PSIData> {
-    let mut data = PSIData::default();
+fn stalled(values: &str) -> Option<Message> {
+    let mut data = Message::default();
     for word in values.split(' ') {
         let (key, value) = word.split_once('=')?;
         match key {
-            "avg10" => data.avg10 = percent(value)?,
-            "avg60" => data.avg60 = percent(value)?,
-            "avg300" => data.avg300 = percent(value)?,
-            "total" => data.total = number(value)?,
+            "avg10" => data.double(1, percent(value)?),
+            "avg60" => data.double(2, percent(value)?),
+            "avg300" => data.double(3, percent(value)?),
+            "total" => data.number(4, number(value)?),
             _ => {}
         }
     }
@@ -210,6 +182,12 @@ fn percent(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::cgroups_v2::metrics::{
+        CPUStat, HugeTlbStat, IOEntry, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
+        RdmaEntry,
+    };
+    use protobuf::{Message as _, MessageField};
+
     use super::super::tests::Tree;
     use super::*;
 
@@ -238,7 +216,8 @@ mod tests {
     }
 
     fn read(tree: &Tree) -> Option<Metrics> {
-        metrics(&mut Files::open(tree.root()).unwrap(), &["2MB".to_owned(), "1GB".to_owned()])
+        let message = metrics(&mut Files::open(tree.root()).unwrap(), &["2MB".to_owned(), "1GB".to_owned()])?;
+        Some(Metrics::parse_from_bytes(&message.into_bytes()).unwrap())
     }
 
     #[test]
