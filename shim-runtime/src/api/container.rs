@@ -151,3 +151,41 @@ impl<'a> Target<'a> {
         self.processes.iter().chain(&self.others).filter_map(|process| process.pid).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    struct Bare;
+
+    impl Container for Bare {
+        fn start(&self, _: Stdio) -> Result<Started> {
+            Err(Error::internal("not started here"))
+        }
+    }
+
+    #[test]
+    fn what_is_not_written_is_unimplemented_in_a_sentence() {
+        let (update, checkpoint) = (UpdateTaskRequest::default(), CheckpointTaskRequest::default());
+        for (what, result) in [
+            ("pause", Bare.pause()),
+            ("resume", Bare.resume()),
+            ("update", Bare.update(&update)),
+            ("checkpoint", Bare.checkpoint(&checkpoint)),
+        ] {
+            let error = result.unwrap_err();
+            assert_eq!(error.code(), Code::Unimplemented);
+            assert_eq!(error.to_string(), format!("this runtime does not support {what}"));
+        }
+    }
+
+    #[test]
+    fn what_has_no_process_is_not_found_by_signals_and_stats_and_needs_no_deletion() {
+        let nobody = Target::new(None, None, Vec::new());
+        assert_eq!(Bare.kill(&nobody, Signal::KILL).unwrap_err().code(), Code::NotFound);
+        assert_eq!(Bare.stats(&nobody).unwrap_err().code(), Code::NotFound);
+        assert_eq!(Bare.pids(&nobody).unwrap(), []);
+        Bare.delete(&nobody).unwrap();
+    }
+}

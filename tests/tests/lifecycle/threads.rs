@@ -143,23 +143,26 @@ fn execs_that_are_threads_are_stopped_before_the_end_of_their_init_is_told() -> 
 }
 
 #[test]
-fn delete_after_a_crash_knows_no_pid_of_a_thread_and_kills_nobody() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let (bundle, mut shim) = created(&ctrd, "waits")?;
-    shim.task().start()?;
-    let server = shim.server()?.pid();
-    assert_eq!(shim.task().state()?.pid, server.get(), "a thread has its shim's pid");
-    shim.server()?.signal(Signal::KILL)?;
-    assert!(shim.server()?.ended_within(LIMIT));
-    let record: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(bundle.path().join("shim.json"))?).unwrap();
-    assert!(record["init"].is_null(), "{record}");
-    let stranger = Stranger::with(server.get());
-    let deleted = shim.delete_action()?;
-    assert_eq!((deleted.pid, deleted.exit_status), (0, 137));
-    if let Some(stranger) = stranger {
-        assert!(stranger.lives(), "it was killed in the shim's place");
+fn delete_after_a_crash_knows_no_pid_of_what_is_no_process_and_kills_nobody() -> Result<()> {
+    for argument in ["waits", "external"] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let (bundle, mut shim) = created(&ctrd, argument)?;
+        shim.task().start()?;
+        let server = shim.server()?.pid();
+        assert_eq!(shim.task().state()?.pid, server.get(), "it has its shim's pid");
+        shim.server()?.signal(Signal::KILL)?;
+        assert!(shim.server()?.ended_within(LIMIT));
+        let record = std::fs::read(bundle.path().join("shim.json"))?;
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        assert!(record["init"].is_null(), "{record}");
+        let stranger = Stranger::with(server.get());
+        let deleted = shim.delete_action()?;
+        assert_eq!((deleted.pid, deleted.exit_status), (0, 137));
+        if let Some(stranger) = stranger {
+            assert!(stranger.lives(), "it was killed in the shim's place");
+        }
+        shim.abandon();
+        ctrd.check_leaks()?;
     }
-    shim.abandon();
-    ctrd.check_leaks()
+    Ok(())
 }

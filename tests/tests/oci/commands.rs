@@ -108,6 +108,21 @@ fn all_processes_are_meant_where_the_client_says_so() -> Result<()> {
 }
 
 #[test]
+fn what_an_init_leaves_in_a_shared_pid_namespace_is_killed_before_its_exit_is_told() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    shim.task().kill(Signal::TERM)?;
+    exit.answer(LIMIT)?;
+    let calls = recorder.calls(bundle.path());
+    assert!(calls.last().is_some_and(|call| call.ends_with(" kill --all c1 9")), "{calls:?}");
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
 fn a_checkpoint_is_written_as_its_options_say_and_criu_s_log_kept_when_it_fails() -> Result<()> {
     let recorder = Recorder::new()?;
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
