@@ -223,7 +223,8 @@ struct Outbox {
     unsent: Vec<u8>,
     /// How much of `unsent` has left.
     sent: usize,
-    corked: bool,
+    /// How many wait for more before anything is sent.
+    corks: usize,
     closed: bool,
 }
 
@@ -365,10 +366,10 @@ impl Peer {
             answer
         };
         let had_unsent = !outbox.unsent.is_empty();
-        let sent = if had_unsent || outbox.corked { 0 } else { self.write(&mut outbox, bytes) };
+        let sent = if had_unsent || outbox.corks > 0 { 0 } else { self.write(&mut outbox, bytes) };
         if sent < bytes.len() {
             outbox.unsent.extend_from_slice(&bytes[sent..]);
-            if !had_unsent && !outbox.corked {
+            if !had_unsent && outbox.corks == 0 {
                 self.ask_for_turn();
             }
         }
@@ -394,13 +395,24 @@ impl Peer {
         }
     }
 
-    fn cork(&self) {
-        lock(&self.outbox).corked = true;
+    /// Answers from now on leave together, at the last [`uncork`](Self::uncork).
+    pub(crate) fn cork(&self) {
+        lock(&self.outbox).corks += 1;
     }
 
-    fn uncork(&self) {
-        lock(&self.outbox).corked = false;
-        self.flush();
+    pub(crate) fn uncork(&self) {
+        let is_last = {
+            let mut outbox = lock(&self.outbox);
+            // A hang-up meanwhile has taken all corks.
+            outbox.corks = outbox.corks.saturating_sub(1);
+            outbox.corks == 0
+        };
+        if is_last {
+            self.flush();
+            if self.has_unsent() {
+                self.ask_for_turn();
+            }
+        }
     }
 
     fn flush(&self) {

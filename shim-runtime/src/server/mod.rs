@@ -9,6 +9,7 @@ mod listener;
 mod reply;
 mod service;
 mod task_service;
+mod underway;
 mod workers;
 
 use std::sync::{Arc, OnceLock};

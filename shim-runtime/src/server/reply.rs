@@ -62,6 +62,24 @@ impl Responder {
         }
     }
 
+    /// Answers from now on wait for each other, until [`uncork`](Self::uncork).
+    pub(crate) fn cork(&self) {
+        match self {
+            Self::Stream(peer, _) => peer.cork(),
+            #[cfg(feature = "testing")]
+            Self::Direct(_) => {}
+        }
+    }
+
+    /// Lets the answers leave that waited, in one write.
+    pub(crate) fn uncork(&self) {
+        match self {
+            Self::Stream(peer, _) => peer.uncork(),
+            #[cfg(feature = "testing")]
+            Self::Direct(_) => {}
+        }
+    }
+
     /// Whether an open call still waits for its answer.
     fn is_expected(&self) -> bool {
         match self {

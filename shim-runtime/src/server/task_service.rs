@@ -7,6 +7,8 @@ use protobuf::Message;
 
 use super::reply::{Reply, encode};
 use super::service::{Incoming, Service};
+use super::underway::Underway;
+use super::workers::process_name;
 use super::{Place, Registry};
 use crate::api::{
     Call, CheckpointTaskRequest, CreateTaskRequest, DeleteRequest, PauseRequest, ResumeRequest, StartRequest,
@@ -15,14 +17,17 @@ use crate::api::{
 use crate::error::{Error, Result};
 
 /// A task behind the wire.
-pub(crate) struct TaskService<T>(Arc<T>);
+pub(crate) struct TaskService<T> {
+    task: Arc<T>,
+    deletes: Underway,
+}
 
 type Method<T, Q, R> = fn(&T, &Call<'_>, Q) -> Result<R>;
 
 impl<T: Task> TaskService<T> {
     /// Offers `task` under each of the given versions of the API.
     pub(crate) fn register(task: T, versions: &[u8], registry: &mut Registry) {
-        let service = Arc::new(Self(Arc::new(task)));
+        let service = Arc::new(Self { task: Arc::new(task), deletes: Underway::default() });
         for version in versions {
             registry.insert(&format!("containerd.task.v{version}.Task"), service.clone());
         }
@@ -30,9 +35,9 @@ impl<T: Task> TaskService<T> {
 
     /// Never blocks in the runtime's own code, which answers on the loop; an author's goes aside.
     fn quick<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        if self.0.answers_at_once() {
+        if self.task.answers_at_once() {
             let payload = incoming.payload;
-            incoming.answer_with(|call| encode(&method(&self.0, call, decode(payload)?)?));
+            incoming.answer_with(|call| encode(&method(&self.task, call, decode(payload)?)?));
         } else {
             self.aside(incoming, method);
         }
@@ -57,7 +62,7 @@ impl<T: Task> TaskService<T> {
         match decode::<Q>(incoming.payload) {
             Err(error) => incoming.answer(Err(error)),
             Ok(request) => {
-                let task = self.0.clone();
+                let task = self.task.clone();
                 incoming.offload(place(&request), move |call| encode(&method(&task, call, request)?));
             }
         }
@@ -70,10 +75,30 @@ impl<T: Task> TaskService<T> {
         match decode::<CreateTaskRequest>(incoming.payload) {
             Err(error) => incoming.answer(Err(error)),
             Ok(request) => {
-                let task = self.0.clone();
+                self.deletes.forget(&request.process());
+                let task = self.task.clone();
                 incoming.offload(request.place(), move |call| {
                     let _held = hold;
                     encode(&task.create(call, request)?)
+                });
+            }
+        }
+    }
+
+    /// Does it once for all who ask for it meanwhile.
+    fn delete(&self, incoming: Incoming<'_>) {
+        match decode::<DeleteRequest>(incoming.payload) {
+            Err(error) => incoming.answer(Err(error)),
+            Ok(request) => {
+                let begun = self.deletes.begin(&request.process(), &incoming.responder);
+                let Some(first) = begun else {
+                    log::debug!("asked again to delete `{}` while that is under way", request.id);
+                    return;
+                };
+                let task = self.task.clone();
+                incoming.offload(request.place(), move |call| {
+                    first.answer(&task.delete(call, request).and_then(|answer| encode(&answer)));
+                    Ok(Vec::new())
                 });
             }
         }
@@ -87,10 +112,10 @@ impl<T: Task> TaskService<T> {
             Err(error) => incoming.answer(Err(error)),
             Ok((request, responder)) => {
                 let reply = Reply::new(responder);
-                if self.0.answers_at_once() {
-                    incoming.with_call(|call| self.0.wait(call, request, reply));
+                if self.task.answers_at_once() {
+                    incoming.with_call(|call| self.task.wait(call, request, reply));
                 } else {
-                    let task = self.0.clone();
+                    let task = self.task.clone();
                     incoming.run_foreign(move |call| task.wait(call, request, reply));
                 }
             }
@@ -112,7 +137,7 @@ impl<T: Task> Service for TaskService<T> {
             "Pids" => self.aside(incoming, T::pids),
             "Create" => self.create(incoming),
             "Start" => self.ordered(incoming, T::start),
-            "Delete" => self.ordered(incoming, T::delete),
+            "Delete" => self.delete(incoming),
             "Pause" => self.ordered(incoming, T::pause),
             "Resume" => self.ordered(incoming, T::resume),
             "Update" => self.ordered(incoming, T::update),
@@ -131,16 +156,21 @@ fn decode<Q: Message>(payload: &[u8]) -> Result<Q> {
 
 /// A request that names a process.
 trait Named {
-    fn place(&self) -> Place;
+    /// A text that no other process has.
+    fn process(&self) -> String;
+
+    fn place(&self) -> Place {
+        Place::Mailbox(self.process())
+    }
 }
 
 /// One impl for each request: those that may name an exec, and those that always mean the init.
 macro_rules! named {
     ($($request:ty => $exec:expr),+ $(,)?) => {$(
         impl Named for $request {
-            fn place(&self) -> Place {
+            fn process(&self) -> String {
                 let exec: fn(&Self) -> &str = $exec;
-                Place::of_process(&self.id, exec(self))
+                process_name(&self.id, exec(self))
             }
         }
     )+};

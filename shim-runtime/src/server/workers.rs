@@ -32,11 +32,15 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Where the calls that move one process through its life wait for each other; the init has no exec id.
+    /// Where the calls that move one process through its life wait for each other.
     pub(crate) fn of_process(id: &str, exec: &str) -> Self {
-        // `/` stands in no id.
-        Self::Mailbox([id, "/", exec].concat())
+        Self::Mailbox(process_name(id, exec))
     }
+}
+
+/// A text that no other process has; the init has no exec id, and `/` stands in no id.
+pub(crate) fn process_name(id: &str, exec: &str) -> String {
+    [id, "/", exec].concat()
 }
 
 /// See the module.

@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use shim_runtime::testing::{Result, api};
+use protobuf::Message;
+use shim_runtime::testing::{Dialect, FakeContainerd, Result, api};
 use shim_runtime::{Code, Signal};
 
 use super::execs::code;
@@ -81,6 +82,31 @@ fn two_deletes_at_once_both_end_well_through_one_connection_or_two() -> Result<(
 }
 
 #[test]
+fn a_second_delete_is_answered_though_the_first_answer_leads_to_the_end_of_the_shim() -> Result<()> {
+    let (host, gate) = stopped()?;
+    let id = || "c1".to_owned();
+    let delete = api::DeleteRequest { id: id(), ..Default::default() }.write_to_bytes().unwrap();
+    let shutdown = api::ShutdownRequest { id: id(), ..Default::default() }.write_to_bytes().unwrap();
+    let mut daemon = host.shim.raw()?;
+    let service = "containerd.task.v3.Task";
+    let first = daemon.begin(service, "Delete", delete.clone())?;
+    let held = gate.reached();
+    let second = daemon.begin(service, "Delete", delete)?;
+    daemon.set_timeout(Some(LIMIT))?;
+    drop(held);
+    let mut answered = Vec::new();
+    while let Some(frame) = daemon.receive()? {
+        answered.push(frame.stream);
+        if frame.stream == first {
+            daemon.begin(service, "Shutdown", shutdown.clone())?;
+        }
+    }
+    // A daemon hangs up once its Shutdown is answered.
+    assert_eq!(answered, [second, first, second + 2]);
+    host.deleted()
+}
+
+#[test]
 fn a_second_delete_of_an_exec_finds_nothing() -> Result<()> {
     let host = Host::new("")?;
     let exec = host.exec("e1", &["true"])?;
@@ -138,7 +164,7 @@ fn many_deletes_and_shutdowns_of_one_task_leave_no_shim() -> Result<()> {
 #[test]
 fn a_bundle_keeps_its_modes() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let ctrd = shim_runtime::testing::FakeContainerd::new(shim_runtime::testing::Dialect::PARAMS)?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = bundle(&ctrd, "c1", "").build()?;
     let modes = || {
         let folders = bundle.path().ancestors().take_while(|folder| folder.starts_with(ctrd.root()));
@@ -154,4 +180,26 @@ fn a_bundle_keeps_its_modes() -> Result<()> {
     let mut shim = shim;
     shim.end()?;
     ctrd.check()
+}
+
+#[test]
+fn a_shutdown_that_came_while_others_lived_is_remembered_until_the_last_is_deleted() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let build = |id: &str| bundle(&ctrd, id, "").group("pod").args(["sleep", "1000"]).build();
+    let (first, second) = (build("c1")?, build("c2")?);
+    let mut pod = ctrd.start(FIXTURE, &first)?;
+    let mut other = ctrd.attach(&pod, &second)?;
+    let waiting = [pod.run()?, other.run()?];
+    // The pause container goes first, and nobody says Shutdown again (contract 6.3).
+    pod.task().kill(Signal::KILL)?;
+    waiting[0].answer(LIMIT)?;
+    pod.remove()?;
+    assert_eq!(other.task().state()?.status, api::Status::RUNNING.into());
+    other.task().kill(Signal::KILL)?;
+    waiting[1].answer(LIMIT)?;
+    other.task().delete()?;
+    other.disconnect();
+    assert!(pod.server()?.ended_within(LIMIT), "it has nothing left to do");
+    other.abandon();
+    ctrd.check_leaks()
 }
