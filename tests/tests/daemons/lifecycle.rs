@@ -120,8 +120,8 @@ pub(crate) fn a_start_that_hangs_holds_up_nobody(daemon: &mut Daemon) {
 pub(crate) fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed(daemon: &mut Daemon) {
     let strays = daemon.root().join("strays");
     let annotation = format!("fixture/strays={}", strays.display());
-    // In the container's root, which is not the daemon's.
-    let script = "setsid sleep 1000 >/dev/null 2>&1 & echo $! >/stray; exec sleep 1000";
+    // In the container's root, which is not the daemon's, and where the shell misses its input for what it starts.
+    let script = ": >/dev/null; busybox setsid sh -c 'echo $$ >/stray; exec sleep 1000' & exec sleep 1000";
     let flags = ["--with-ns", "pid:/proc/1/ns/pid", "--detach", "--null-io", "--annotation", &annotation];
     daemon.ctr_ok(&daemon.run_args(&flags, "c", &["sh", "-c", script]));
     let file = daemon.bundles().join("c/rootfs/stray");

@@ -17,8 +17,9 @@ fn with_stray(namespaces: &Value, step: &str) -> Result<(Host, Gate, Process)> {
     let host = Host::with("", |ctrd, bundle| {
         let path = ctrd.root().join("strays");
         let file = path.display().to_string();
-        let script =
-            format!("setsid sleep 1000 & echo $! > {file}.new; mv {file}.new {file}; exec sleep 1000");
+        // It tells its pid itself, once it has left the init's group.
+        let stray = format!("echo $$ > {file}.new; mv {file}.new {file}; exec sleep 1000");
+        let script = format!("setsid sh -c '{stray}' & exec sleep 1000");
         let (at, bundle) = gated(ctrd, bundle, step);
         gate = Some(at);
         strays = Some(path);
@@ -51,6 +52,19 @@ fn what_an_init_leaves_in_a_shared_pid_namespace_ends_before_its_exit_is_told() 
         host.ended()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_kill_of_the_rest_that_hangs_does_not_hold_an_exit_for_good() -> Result<()> {
+    let (host, gate, stray) = with_stray(&json!(null), "kill-all")?;
+    host.kill_init()?;
+    let held = gate.reached();
+    assert!(stray.is_alive());
+    host.waiting.answer(LIMIT)?;
+    assert!(stray.is_alive());
+    drop(held);
+    assert!(stray.ended_within(LIMIT));
+    host.ended()
 }
 
 #[test]
