@@ -19,6 +19,7 @@ mod gate;
 mod image;
 mod leaks;
 mod lifecycle;
+mod matrix;
 mod oci;
 mod preconditions;
 mod process;
