@@ -11,7 +11,7 @@ use k8s_cri::v1::{
 };
 
 use super::node::Node;
-use super::pod::Pod;
+use super::pod::{Container, Pod};
 use crate::process::until;
 
 pub(super) fn an_exit_has_its_code_and_reason(node: &mut Node) {
@@ -106,10 +106,10 @@ pub(super) fn statistics_tell_of_processor_and_memory(node: &mut Node) {
     pod.remove();
 }
 
-pub(super) fn a_new_memory_limit_is_in_force(node: &mut Node) {
-    const LIMIT: i64 = 64 << 20;
-    let pod = node.pod("p");
-    let container = pod.run("c", &["sleep", "1000"]);
+/// How much memory a container may use once it is limited.
+const LIMIT: i64 = 64 << 20;
+
+fn limit_memory(node: &Node, container: &Container) {
     let request = UpdateContainerResourcesRequest {
         container_id: container.id.clone(),
         linux: Some(LinuxContainerResources {
@@ -120,6 +120,23 @@ pub(super) fn a_new_memory_limit_is_in_force(node: &mut Node) {
         ..UpdateContainerResourcesRequest::default()
     };
     node.client.update_container_resources(request).expect("update the container");
+}
+
+pub(super) fn a_container_that_uses_more_than_its_memory_says_so(node: &mut Node) {
+    let pod = node.pod("p");
+    let hungry = "while [ ! -e /go ]; do sleep 0.1; done; exec /bin/busybox tail /dev/zero";
+    let container = pod.run("c", &["sh", "-c", hungry]);
+    limit_memory(node, &container);
+    assert_eq!(container.exec(&["touch", "/go"]).exit_code, 0);
+    let status = container.exited();
+    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
+    pod.remove();
+}
+
+pub(super) fn a_new_memory_limit_is_in_force(node: &mut Node) {
+    let pod = node.pod("p");
+    let container = pod.run("c", &["sleep", "1000"]);
+    limit_memory(node, &container);
     let group = Path::new(&node.daemon.cgroup).join(&container.id);
     let cgroups = Path::new("/sys/fs/cgroup");
     let v1 = cgroups.join("memory").join(&group).join("memory.limit_in_bytes");

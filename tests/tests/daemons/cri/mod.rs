@@ -35,6 +35,7 @@ macro_rules! tests {
             a_command_that_is_missing_is_named
             fifty_containers_that_exit_at_once_have_their_status_and_whole_log
             statistics_tell_of_processor_and_memory
+            a_container_that_uses_more_than_its_memory_says_so
             a_new_memory_limit_is_in_force
         }
         tests! { $release, execs:
