@@ -15,7 +15,7 @@ use crate::types::{Pid, Signal};
 
 /// Where runc's shim has had its containers' state since ever.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
-/// The longest log of one command that is searched for its error.
+/// How long a log may grow, and how much of one is searched for an error.
 const LOG_LIMIT: u64 = 1 << 20;
 
 /// An OCI runtime: a program with the command line of `runc`, such as `crun`.
@@ -96,7 +96,7 @@ impl Cli {
     }
 
     fn execute(&self, command: &mut Command) -> Result<Output> {
-        let before = std::fs::metadata(&self.log).map_or(0, |log| log.len());
+        let before = length_in_bounds(&self.log);
         let output = self.context.run(command)?;
         if output.exit.status == 0 {
             return Ok(output);
@@ -152,6 +152,14 @@ pub(super) fn read_pid(file: &Path) -> Result<Pid> {
     pid.ok_or_else(|| Error::other(format!("`{}` holds no process id", file.display())))
 }
 
+/// The length of a log, to which engines only add: one that has grown too long begins anew, or the failing probes
+/// of a year would fill the memory that it lies in.
+fn length_in_bounds(log: &Path) -> u64 {
+    let length = std::fs::metadata(log).map_or(0, |log| log.len());
+    let is_emptied = length > LOG_LIMIT && File::options().write(true).truncate(true).open(log).is_ok();
+    if is_emptied { 0 } else { length }
+}
+
 /// The message of the last error in a log, from an offset on.
 fn last_error(log: &Path, from: u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
@@ -187,6 +195,18 @@ mod tests {
         assert_eq!(last_error(&log, (earlier.len() + now.len()) as u64), None);
         std::fs::remove_file(&log).unwrap();
         assert_eq!(last_error(&log, 0), None);
+    }
+
+    #[test]
+    fn a_log_that_has_grown_too_long_begins_anew() {
+        let log = std::env::temp_dir().join(format!("shim-long-log-{}.json", std::process::id()));
+        assert_eq!(length_in_bounds(&log), 0);
+        std::fs::write(&log, "short").unwrap();
+        assert_eq!(length_in_bounds(&log), 5);
+        std::fs::write(&log, vec![b'x'; LOG_LIMIT as usize + 1]).unwrap();
+        assert_eq!(length_in_bounds(&log), 0);
+        assert_eq!(std::fs::read(&log).unwrap(), b"");
+        std::fs::remove_file(&log).unwrap();
     }
 
     #[test]
