@@ -130,6 +130,11 @@ impl Task {
         service(self.version)
     }
 
+    /// Whether a process is the one that this is aimed at, or an exec of it.
+    pub(crate) fn is_for(&self, container: &str, exec: &str) -> bool {
+        self.id == container && (self.exec_id.is_empty() || self.exec_id == exec)
+    }
+
     /// Container, or container and exec.
     fn name(&self) -> String {
         if self.exec_id.is_empty() { self.id.clone() } else { format!("{}/{}", self.id, self.exec_id) }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::bundle::BundleBuilder;
+use super::client::Task;
 use super::dialect::Dialect;
 use super::events::Events;
 use super::failure::{Broken, Doing, Failure, Result};
@@ -267,9 +268,15 @@ impl FakeContainerd {
 
     /// Waits until every event has come that the calls so far owe, and reports those that do not.
     pub fn settle(&self) {
-        let settled = self.events().wait_until(EVENT_LIMIT, |_| self.0.watch.owed().is_empty().then_some(()));
+        self.settle_those(|_, _| true);
+    }
+
+    /// As [`FakeContainerd::settle`], for the processes of which `whose` tells by container and exec.
+    pub(crate) fn settle_those(&self, whose: impl Fn(&str, &str) -> bool) {
+        let owed = || self.0.watch.owed(&whose);
+        let settled = self.events().wait_until(EVENT_LIMIT, |_| owed().is_empty().then_some(()));
         if settled.is_none() {
-            for (promise, event) in self.0.watch.owed() {
+            for (promise, event) in owed() {
                 self.0.watch.report(
                     promise,
                     format!("no event `{event}` within {EVENT_LIMIT:?}"),
@@ -277,6 +284,21 @@ impl FakeContainerd {
                 );
             }
         }
+    }
+
+    /// Forgets a process that was deleted, or a container with its execs, once all its events have come: whoever
+    /// runs very many needs its memory and descriptors. Broken promises are kept.
+    pub fn forget(&self, task: &Task) {
+        let whose = |container: &str, exec: &str| task.is_for(container, exec);
+        self.settle_those(whose);
+        self.events().forget(whose);
+        self.0.watch.forget(whose);
+    }
+
+    /// Everything of this run that is there now, by names for a person: processes, sockets, mounts, cgroups, and
+    /// the folders of containers, of their streams and of an OCI runtime's state.
+    pub fn remains(&self) -> BTreeSet<String> {
+        leaks::remains(self)
     }
 
     /// Waits until these events, by their short forms, have come in this order; others may come between.

@@ -180,8 +180,12 @@ impl Events {
             move || {
                 while let Ok((stream, _)) = listener.accept() {
                     let (Some(shared), Ok(copy)) = (shared.upgrade(), stream.try_clone()) else { return };
+                    let (number, connections) = (copy.as_raw_fd(), Arc::clone(&connections));
                     lock(&connections).push(copy);
-                    thread::spawn(move || Self(shared).connection(&stream, stops));
+                    thread::spawn(move || {
+                        Self(shared).connection(&stream, stops);
+                        lock(&connections).retain(|copy| copy.as_raw_fd() != number);
+                    });
                 }
             }
         });
@@ -221,6 +225,10 @@ impl Events {
     /// All events so far, in the order of their arrival.
     pub fn all(&self) -> Vec<Event> {
         lock(&self.0.seen).clone()
+    }
+
+    pub(crate) fn forget(&self, whose: impl Fn(&str, &str) -> bool) {
+        lock(&self.0.seen).retain(|event| !whose(&event.container, &event.exec));
     }
 
     /// Waits for the first event of `topic` that `is_it` accepts, among those that came and those to come.

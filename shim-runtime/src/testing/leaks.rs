@@ -59,6 +59,20 @@ pub(crate) fn check(ctrd: &FakeContainerd) {
     report(watch, promise::LEAK_FILE, &files);
 }
 
+/// Everything of a run that is there. Sockets in folders that all runs share are not looked for.
+pub(crate) fn remains(ctrd: &FakeContainerd) -> BTreeSet<String> {
+    let root = ctrd.root();
+    let folders = ["state", "work", "engine"].map(|name| root.join(name).join(ctrd.namespace()));
+    let mut paths = Vec::new();
+    paths.extend(folders.iter().flat_map(|folder| below(folder)));
+    paths.extend(["io", "s"].iter().flat_map(|name| below(&root.join(name))));
+    paths.extend(files(&root.join("run")));
+    paths.extend(mounts(root));
+    paths.extend(cgroups(ctrd.namespace()));
+    let processes = processes(root, ctrd.watch()).into_iter().map(process::describe);
+    processes.chain(paths.iter().map(|path| format!("`{}`", path.display()))).collect()
+}
+
 /// Reports what is wrong with a bundle just before the daemon removes it.
 pub(crate) fn check_bundle(ctrd: &FakeContainerd, bundle: &Bundle) {
     let known =

@@ -131,7 +131,8 @@ impl Shim {
                 );
             }
         }
-        self.ctrd.settle();
+        // Only its own: others of its group may be under way.
+        self.ctrd.settle_those(|container, _| container == self.bundle.id());
         super::leaks::check_bundle(&self.ctrd, &self.bundle);
         self.bundle.remove()?;
         self.expect_end();

@@ -1,19 +1,30 @@
 //! What happened when: every call with its duration and outcome, every event as it arrived.
 //! One glance at it must tell why a run failed, so each entry is one short line.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::lock;
 
-/// The record of one run; clones share it.
+/// How many lines are kept: what led to a failure is near the end.
+const KEPT: usize = 20_000;
+
+/// The record of one run, its last 20,000 lines; clones share it.
 #[derive(Clone)]
 pub struct Timeline(Arc<Shared>);
 
 struct Shared {
     began: Instant,
-    entries: Mutex<Vec<Entry>>,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    entries: VecDeque<Entry>,
+    /// How many were before them.
+    dropped: usize,
 }
 
 /// What an [`Entry`] is about.
@@ -46,19 +57,19 @@ pub struct Entry {
 /// A call that was noted and runs; ends with [`Running::done`].
 pub(crate) struct Running {
     timeline: Timeline,
-    index: usize,
+    number: usize,
     began: Instant,
 }
 
 impl Timeline {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared { began: Instant::now(), entries: Mutex::default() }))
+        Self(Arc::new(Shared { began: Instant::now(), lines: Mutex::default() }))
     }
 
     pub(crate) fn call(&self, what: impl Into<String>) -> Running {
         let kind = Kind::Call { took: None, outcome: String::new() };
-        let index = self.push(kind, what.into());
-        Running { timeline: self.clone(), index, began: Instant::now() }
+        let number = self.push(kind, what.into());
+        Running { timeline: self.clone(), number, began: Instant::now() }
     }
 
     pub(crate) fn event(&self, what: impl Into<String>) {
@@ -70,22 +81,28 @@ impl Timeline {
         self.push(Kind::Note, what.into());
     }
 
-    /// All lines so far, in the order in which they began.
+    /// The lines so far, in the order in which they began.
     pub fn entries(&self) -> Vec<Entry> {
-        lock(&self.0.entries).clone()
+        lock(&self.0.lines).entries.iter().cloned().collect()
     }
 
     fn push(&self, kind: Kind, what: String) -> usize {
-        let mut entries = lock(&self.0.entries);
-        entries.push(Entry { at: self.0.began.elapsed(), kind, what });
-        entries.len() - 1
+        let mut lines = lock(&self.0.lines);
+        if lines.entries.len() == KEPT {
+            lines.entries.pop_front();
+            lines.dropped += 1;
+        }
+        lines.entries.push_back(Entry { at: self.0.began.elapsed(), kind, what });
+        lines.dropped + lines.entries.len() - 1
     }
 }
 
 impl Running {
     pub(crate) fn done(self, outcome: impl Into<String>) {
         let took = Some(self.began.elapsed());
-        if let Some(entry) = lock(&self.timeline.0.entries).get_mut(self.index) {
+        let mut lines = lock(&self.timeline.0.lines);
+        let index = self.number.checked_sub(lines.dropped);
+        if let Some(entry) = index.and_then(|index| lines.entries.get_mut(index)) {
             entry.kind = Kind::Call { took, outcome: outcome.into() };
         }
     }
@@ -141,5 +158,18 @@ mod tests {
         assert!(lines[1].ends_with("Create c1  pid 7"), "{text}");
         assert!(lines[2].ends_with("Wait c1    (no answer)"), "{text}");
         assert!(lines[3].ends_with("> create c1 7"), "{text}");
+    }
+
+    #[test]
+    fn the_oldest_lines_go_and_a_call_finds_its_own() {
+        let timeline = Timeline::new();
+        let (lost, kept) = (timeline.call("Wait c1"), timeline.call("Wait c2"));
+        (1..KEPT).for_each(|n| timeline.note(n.to_string()));
+        lost.done("status 1");
+        kept.done("status 2");
+        let entries = timeline.entries();
+        assert_eq!(entries.len(), KEPT);
+        let Kind::Call { outcome, .. } = &entries[0].kind else { panic!("{:?}", entries[0]) };
+        assert_eq!((entries[0].what.as_str(), outcome.as_str()), ("Wait c2", "status 2"));
     }
 }

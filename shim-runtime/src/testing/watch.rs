@@ -160,14 +160,27 @@ impl Watch {
         }
     }
 
-    /// What events the calls so far still lack, as promises with the short form of the event.
-    pub(crate) fn owed(&self) -> Vec<(&'static Promise, String)> {
+    /// What events the calls so far still lack for those processes, as promises with the short form of the event.
+    pub(crate) fn owed(&self, whose: impl Fn(&str, &str) -> bool) -> Vec<(&'static Promise, String)> {
         let state = lock(&self.state);
         state
             .records
             .iter()
+            .filter(|(((container, exec), _), _)| whose(container, exec))
             .flat_map(|(((container, exec), _), record)| record.owed(container, exec))
             .collect()
+    }
+
+    /// Forgets those processes, but for what is broken and for those that live.
+    pub(crate) fn forget(&self, whose: impl Fn(&str, &str) -> bool) {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let is_theirs = |name: &Name| whose(&name.0, &name.1);
+        let forgotten = state.records.extract_if(|(name, _), _| is_theirs(name));
+        let pids: HashSet<_> = forgotten.filter_map(|(_, record)| record.pid).collect();
+        state.pids.retain(|process| !pids.contains(&process.pid().get()) || process.is_alive());
+        state.lives.retain(|name, _| !is_theirs(name));
+        state.refused.retain(|container| !whose(container, ""));
     }
 }
 
@@ -532,10 +545,23 @@ mod tests {
         let watch = Watch::new(Timeline::new());
         watch.answer("c1", "", &Answer::Created { pid: 7 });
         watch.answer("c1", "", &Answer::Started { pid: 7 });
-        let owed: Vec<_> = watch.owed().into_iter().map(|(_, event)| event).collect();
+        let owed: Vec<_> = watch.owed(|_, _| true).into_iter().map(|(_, event)| event).collect();
         assert_eq!(owed, ["create c1", "start c1"]);
         watch.event(&create());
         watch.event(&start());
-        assert_eq!(watch.owed(), []);
+        assert_eq!(watch.owed(|_, _| true), []);
+    }
+
+    #[test]
+    fn a_process_that_was_forgotten_owes_nothing_and_may_live_again() {
+        let watch = Watch::new(Timeline::new());
+        watch.answer("c1", "", &Answer::Created { pid: Pid::own().get() });
+        watch.answer("c2", "", &Answer::Created { pid: 7 });
+        watch.forget(|container, _| container == "c1");
+        let owed: Vec<_> = watch.owed(|_, _| true).into_iter().map(|(_, event)| event).collect();
+        assert_eq!(owed, ["create c2"]);
+        watch.with_processes(|all| assert!(all.iter().any(|process| process.pid() == Pid::own())));
+        watch.answer("c1", "", &Answer::Created { pid: 8 });
+        assert_eq!(watch.broken(), []);
     }
 }
