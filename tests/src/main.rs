@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shim_runtime::testing::Dialect;
 
 mod bench;
+mod cost;
 mod new;
 mod promises;
 mod run;
+mod soak;
 mod table;
 
 /// Makes containerd shims and drives them without containerd: plays the daemon's part and watches what a shim
@@ -26,6 +28,7 @@ enum Command {
     New(new::New),
     Run(run::Run),
     Bench(bench::Bench),
+    Soak(soak::Soak),
     Promises,
 }
 
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::New(new) => new::new(&new),
         Command::Run(run) => run::run(&run),
         Command::Bench(bench) => bench::bench(&bench),
+        Command::Soak(soak) => soak::soak(&soak),
         Command::Promises => promises::print(),
     }
 }

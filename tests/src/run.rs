@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 use shim_runtime::Signal;
-use shim_runtime::testing::{Bundle, Cause, Failure, FakeContainerd, Result, Shim, Task};
+use shim_runtime::testing::{
+    Builder, Bundle, BundleBuilder, Cause, Dialect, Failure, FakeContainerd, Result, Shim, Task,
+};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -107,17 +109,12 @@ fn broken(failure: &Failure) -> ExitCode {
 }
 
 fn stand_in(run: &Run) -> Result<FakeContainerd> {
-    let mut builder = FakeContainerd::builder(run.play.bootstrap);
+    let mut builder = run.play.stand_in(run.play.bootstrap);
     for (name, value) in &run.shim_env {
         builder = builder.env(name, value);
     }
     if run.debug {
         builder = builder.debug();
-    }
-    match run.play.task {
-        Some(TaskVersion::V2) => builder = builder.task_version(2),
-        Some(TaskVersion::V3) => builder = builder.task_version(3),
-        None => {}
     }
     builder.build()
 }
@@ -188,11 +185,18 @@ fn forward_signals(ctrd: &FakeContainerd, task: &Task) -> Result<()> {
 }
 
 impl Play {
+    /// The containerd of that dialect, which calls the task service that was asked for.
+    pub(crate) fn stand_in(&self, dialect: Dialect) -> Builder {
+        let builder = FakeContainerd::builder(dialect);
+        match self.task {
+            Some(TaskVersion::V2) => builder.task_version(2),
+            Some(TaskVersion::V3) => builder.task_version(3),
+            None => builder,
+        }
+    }
+
     /// Gives a bundle its kind of spec and its root file system.
-    pub(crate) fn rooted(
-        &self,
-        mut builder: shim_runtime::testing::BundleBuilder,
-    ) -> shim_runtime::testing::BundleBuilder {
+    pub(crate) fn rooted(&self, mut builder: BundleBuilder) -> BundleBuilder {
         if self.runc_spec {
             builder = builder.full_spec();
         }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use shim_runtime::Pid;
 use shim_runtime::testing::{Failure, Result};
 
-use super::cost::Footprint;
+use crate::cost::Footprint;
 
 /// About as long as a State call and its answer.
 const MESSAGE: usize = 100;

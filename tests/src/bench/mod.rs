@@ -7,14 +7,12 @@
 )]
 
 mod caller;
-mod cost;
 mod floor;
 mod hung;
 mod round;
 mod streams;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -22,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::ProgressBar;
-use shim_runtime::testing::{Dialect, Failure, Process, Result};
+use shim_runtime::testing::{Dialect, Process, Result};
 
-use self::cost::{Activity, Footprint};
 use self::round::Running;
+use crate::cost::{self, Activity, Footprint};
 use crate::{Play, table};
 
 /// Measure shims: start, calls, streams, memory, threads, idleness
@@ -139,7 +137,7 @@ fn print_floors(bench: &Bench) -> Result<()> {
 
 /// The samples of each binary.
 fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
-    bench.shims.iter().try_for_each(|shim| sync(shim))?;
+    bench.shims.iter().try_for_each(|shim| cost::sync(shim))?;
     // The first round of each is not counted: it reads the files, and finds the dialect.
     let dialects = bench.shims.iter().map(|shim| dialect(bench, shim)).collect::<Result<Vec<_>>>()?;
     let binaries: Vec<_> = bench.shims.iter().map(PathBuf::as_path).zip(dialects).collect();
@@ -179,12 +177,6 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
     }
     progress.finish_and_clear();
     Ok(samples)
-}
-
-/// Writes a program to its disk: pages of a file that was just built are private and dirty until then.
-fn sync(program: &Path) -> Result<()> {
-    let synced = File::open(program).and_then(|file| file.sync_all());
-    synced.map_err(|error| Failure::setup(format!("cannot open `{}`: {error}", program.display())))
 }
 
 /// The dialect that was asked for, or the legacy one for a shim that does not understand that.

@@ -11,9 +11,9 @@ use shim_runtime::testing::bootstrap::Answer;
 use shim_runtime::testing::{Dialect, Failure, FakeContainerd, RawConnection, Result, Shim};
 
 use super::caller::Caller;
-use super::cost::{Activity, Footprint};
 use super::{Bench, Sample, milliseconds, streams};
 use crate::TaskVersion;
+use crate::cost::{Activity, Footprint};
 
 /// How long a killed container may take to end.
 pub(super) const END_LIMIT: Duration = Duration::from_secs(10);
@@ -151,13 +151,7 @@ impl Running {
 
 /// The containerd of that dialect, which calls the task service that was asked for.
 pub(super) fn stand_in(bench: &Bench, dialect: Dialect) -> Result<FakeContainerd> {
-    let builder = FakeContainerd::builder(dialect);
-    match bench.play.task {
-        Some(TaskVersion::V2) => builder.task_version(2),
-        Some(TaskVersion::V3) => builder.task_version(3),
-        None => builder,
-    }
-    .build()
+    bench.play.stand_in(dialect).build()
 }
 
 /// Nothing but a connection and a call between the end of `start` and the answer.

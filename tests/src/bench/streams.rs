@@ -12,9 +12,9 @@ use nix::unistd::mkfifo;
 use shim_runtime::testing::{Dialect, Failure, Result, Stdio, Task};
 use shim_runtime::{Pid, Signal};
 
-use super::cost::{Activity, Footprint};
 use super::round::{END_LIMIT, Running, stand_in};
 use super::{Bench, SETTLE, Sample};
+use crate::cost::{Activity, Footprint};
 
 /// Sizes of the blocks that are written, and the names of what is told of them.
 const BLOCKS: [(u64, &str, &str); 2] = [
