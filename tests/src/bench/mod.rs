@@ -7,8 +7,10 @@
 )]
 
 mod caller;
+mod daemon;
 mod floor;
 mod hung;
+mod real;
 mod round;
 mod streams;
 
@@ -57,6 +59,10 @@ pub(crate) struct Bench {
     /// An annotation, `KEY=VALUE`, that makes a container's Start hang: calls beside 64 of these are measured
     #[arg(long, value_name = "KEY=VALUE")]
     hang: Option<String>,
+    /// A folder with `containerd` and `ctr`: measures runs and execs under that daemon too, with runc and crun;
+    /// needs root
+    #[arg(long, value_name = "DIR")]
+    containerd: Option<PathBuf>,
     /// The command of the container, in one word with blanks
     #[arg(long, default_value = "sleep 1000")]
     args: String,
@@ -65,7 +71,7 @@ pub(crate) struct Bench {
 }
 
 /// What is measured, in the order of printing: name and unit.
-const CASES: [(&str, &str); 33] = [
+const CASES: [(&str, &str); 41] = [
     ("start returned", "ms"),
     ("first call answered", "ms"),
     ("State p50", "us"),
@@ -99,6 +105,14 @@ const CASES: [(&str, &str); 33] = [
     ("attached descriptors", ""),
     ("attached wake-ups", ""),
     ("attached CPU", "ms"),
+    ("ctr run --rm true, runc", "ms"),
+    ("ctr task exec true, runc", "ms"),
+    ("20 runs at once, runc", "ms"),
+    ("50 runs at once, runc", "ms"),
+    ("ctr run --rm true, crun", "ms"),
+    ("ctr task exec true, crun", "ms"),
+    ("20 runs at once, crun", "ms"),
+    ("50 runs at once, crun", "ms"),
 ];
 
 /// Long enough for what a shim has begun to be finished, and for threads to end that are not needed.
@@ -176,6 +190,10 @@ fn measure(bench: &Bench) -> Result<Vec<Vec<Sample>>> {
         }
     }
     progress.finish_and_clear();
+    if let Some(programs) = &bench.containerd {
+        let real = real::measure(bench, programs)?;
+        samples.iter_mut().zip(real).for_each(|(samples, real)| samples.extend(real));
+    }
     Ok(samples)
 }
 
@@ -259,20 +277,25 @@ fn print(bench: &Bench, samples: &[Vec<Sample>]) {
     let mut rows = vec![heading];
     for (name, unit) in CASES.into_iter().chain([(MANY, "KiB")]) {
         let mut first = None;
+        let title = if unit.is_empty() { name.to_owned() } else { format!("{name}, {unit}") };
         for (label, samples) in labels.iter().zip(samples) {
             let mut values: Vec<_> = samples.iter().filter_map(|sample| sample.get(name).copied()).collect();
             values.sort_by(f64::total_cmp);
             let (Some(least), Some(greatest)) = (values.first(), values.last()) else { continue };
+            // The greatest of all in this order is what a shim has for cases in which it fails.
+            if greatest.is_nan() {
+                rows.push(vec![title.clone(), label.clone(), "fails here".to_owned()]);
+                continue;
+            }
             let middle = quantile(&values, 0.5);
             let ratio = middle / *first.get_or_insert(middle);
-            let title = if unit.is_empty() { name.to_owned() } else { format!("{name}, {unit}") };
             let figure = |value: f64| match unit {
                 "ms" | "us" => format!("{value:.1}"),
                 _ => format!("{value:.0}"),
             };
             let ratio = if ratio.is_finite() { format!("{ratio:.2}") } else { "-".to_owned() };
             let [middle, least, greatest] = [middle, *least, *greatest].map(figure);
-            rows.push(vec![title, label.clone(), middle, least, greatest, ratio]);
+            rows.push(vec![title.clone(), label.clone(), middle, least, greatest, ratio]);
         }
     }
     table::print(&rows, &[0, 1]);

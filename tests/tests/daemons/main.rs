@@ -10,6 +10,7 @@
 #![expect(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod behaviours;
+mod bench;
 #[cfg(feature = "cri")]
 mod cri;
 mod ctr;
