@@ -27,9 +27,15 @@ pub(crate) const SCHEME: &str = "unix://";
 
 /// Marks the question of a `start` that found a living shim: it is about to be used, so it must not leave.
 pub(crate) const PROBE_KEY: &str = "shim-runtime-probe";
+/// Marks the question of a `delete` whether there is a living shim, which is no reason for it to stay.
+pub(crate) const LOOK_KEY: &str = "shim-runtime-look";
 
 /// How long a living shim may take to answer a probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
+/// How long `delete` waits to learn whether a shim lives; containerd gives the whole action 5 s.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// How often a shim may hang up before that is taken for a state that does not pass.
+const HANG_UPS: u32 = 10;
 
 /// A socket's place.
 #[derive(Clone, Debug)]
@@ -37,6 +43,14 @@ pub(crate) struct Socket {
     path: PathBuf,
     /// Its directory, for the next lock; see [`Socket::keep_directory`].
     kept: Arc<Mutex<Option<File>>>,
+}
+
+/// What [`Socket::join`] found.
+pub(crate) enum Group {
+    /// A shim that lives and serves this version of the task API.
+    Lives(u8),
+    /// Nobody; here is the socket to serve.
+    Begins(UnixListener),
 }
 
 /// What [`Socket::claim`] found.
@@ -91,6 +105,22 @@ impl Socket {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
+    /// Finds the living shim of a group, or takes its socket for a new one. A shim that is ending hangs up, and
+    /// soon does not listen any more.
+    pub(crate) fn join(&self, id: &str, preferred: u8) -> Result<Group> {
+        for _ in 0..HANG_UPS {
+            match self.claim()? {
+                Claim::Bound(listener) => return Ok(Group::Begins(listener)),
+                Claim::Taken(stream) => {
+                    if let Some(version) = ask_version(stream, id, preferred)? {
+                        return Ok(Group::Lives(version));
+                    }
+                }
+            }
+        }
+        Err(Error::unavailable(self.cannot("learn who has")))
+    }
+
     /// Binds and listens, or connects to the living shim that does. A socket that nobody listens on is
     /// replaced at once.
     pub(crate) fn claim(&self) -> Result<Claim> {
@@ -143,13 +173,26 @@ impl Socket {
         self.unlink().map(|()| true)
     }
 
-    /// Removes the socket if nobody listens on it; returns whether somebody does.
+    /// Removes the socket if nobody serves it; returns whether somebody does. A shim that was killed may still
+    /// listen when containerd knows of its end already: it takes connections, and hangs up.
     pub(crate) fn remove_if_dead(&self) -> Result<bool> {
         if !self.path.exists() {
             return Ok(false);
         }
-        self.retire(|| !matches!(UnixStream::connect(&self.path), Err(error) if is_dead(&error)))
-            .map(|removed| !removed)
+        for _ in 0..HANG_UPS {
+            let mut connected = None;
+            let removed = self.retire(|| match UnixStream::connect(&self.path) {
+                Err(error) => !is_dead(&error),
+                Ok(stream) => {
+                    connected = Some(stream);
+                    true
+                }
+            })?;
+            if !connected.is_some_and(hangs_up) {
+                return Ok(!removed);
+            }
+        }
+        Ok(true)
     }
 
     /// Opens the directory now: at the end of a long life there may be no descriptor to be had, and without the
@@ -180,9 +223,22 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
+/// Whether who listens hangs up instead of answering. Silence is none: a living shim may be very busy.
+fn hangs_up(stream: UnixStream) -> bool {
+    let question = ("containerd.task.v2.Task", "Connect");
+    let answer = Client::new(stream).call(question, Vec::new(), &[(LOOK_KEY, "1")], LOOK_LIMIT);
+    matches!(answer, Err(CallError::Transport(error)) if is_hang_up(&error))
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// Asks a living shim which task API it serves: the version to announce for it. It may be any shim, also one
-/// of an older release, and `Connect` never has an effect (contract 4, bug #10888).
-pub(crate) fn ask_version(stream: UnixStream, id: &str, preferred: u8) -> Result<u8> {
+/// of an older release, and `Connect` never has an effect (contract 4, bug #10888). `None` when it hangs up, for
+/// it is ending.
+fn ask_version(stream: UnixStream, id: &str, preferred: u8) -> Result<Option<u8>> {
     use protobuf::Message;
     let payload = crate::api::ConnectRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
     let payload = payload.map_err(Error::invalid_argument_from)?;
@@ -190,12 +246,13 @@ pub(crate) fn ask_version(stream: UnixStream, id: &str, preferred: u8) -> Result
     for version in [preferred, if preferred == 3 { 2 } else { 3 }] {
         let service = format!("containerd.task.v{version}.Task");
         match client.call((&service, "Connect"), payload.clone(), &[(PROBE_KEY, "1")], PROBE_LIMIT) {
+            Err(CallError::Transport(error)) if is_hang_up(&error) => return Ok(None),
             Err(CallError::Transport(error)) => {
                 return Err(error).context(|| "the shim that has the group's socket does not answer");
             }
             // Not found, or not supported under this name; any other status comes from the service itself.
             Err(CallError::Status { code: 3 | 12, .. }) => {}
-            Ok(_) | Err(CallError::Status { .. }) => return Ok(version),
+            Ok(_) | Err(CallError::Status { .. }) => return Ok(Some(version)),
         }
     }
     Err(Error::failed_precondition("the shim that has the group's socket serves no task API that is known"))
@@ -307,6 +364,25 @@ mod tests {
         let mode = std::fs::metadata(socket.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(matches!(socket.claim().unwrap(), Claim::Taken(_)));
+        assert!(socket.remove_if_dead().unwrap());
+        assert!(socket.retire(|| false).unwrap());
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_killed_shim_that_still_listens_is_dead_and_one_that_is_silent_is_not() {
+        let dir = std::env::temp_dir().join(format!("shim-dying-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&dir).unwrap();
+        let socket = Socket::at(dir.join("s")).unwrap();
+        let Claim::Bound(listener) = socket.claim().unwrap() else { panic!("somebody listens") };
+        std::thread::scope(|scope| {
+            // As the kernel does with the connections of a process that it ends, sooner or later.
+            let dying = scope.spawn(|| drop((listener.accept().unwrap(), listener)));
+            assert!(!socket.remove_if_dead().unwrap());
+            dying.join().unwrap();
+        });
+        assert!(!socket.path().exists());
+        let Claim::Bound(_silent) = socket.claim().unwrap() else { panic!("somebody listens") };
         assert!(socket.remove_if_dead().unwrap());
         assert!(socket.retire(|| false).unwrap());
         std::fs::remove_dir(&dir).unwrap();

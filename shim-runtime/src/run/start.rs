@@ -24,7 +24,7 @@ use crate::crash;
 use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::level::Level;
-use crate::socket::{self, Claim, Socket};
+use crate::socket::{self, Group, Socket};
 use crate::sys;
 use crate::types::Pid;
 
@@ -57,13 +57,12 @@ pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     let socket = Socket::of_group(&dir, &args.address, &args.namespace, &group)?;
     socket::prepare_dir(&dir)?;
     let preferred = bootstrap::version(told.form, S::CONFIG.task);
-    let version = match socket.claim()? {
-        Claim::Taken(stream) => {
-            let version = socket::ask_version(stream, &args.id, preferred)?;
+    let version = match socket.join(&args.id, preferred)? {
+        Group::Lives(version) => {
             write_address(&bundle, &socket)?;
             version
         }
-        Claim::Bound(listener) => {
+        Group::Begins(listener) => {
             crash::here("socket.bound");
             let undo = Undo { socket: &socket, bundle: &bundle, done: false };
             write_address(&bundle, &socket)?;

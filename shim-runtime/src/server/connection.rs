@@ -17,7 +17,7 @@ use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
 use crate::reaper::lock;
-use crate::socket::PROBE_KEY;
+use crate::socket::{LOOK_KEY, PROBE_KEY};
 use crate::wire::{Decoder, Frame, Header, MAX_PAYLOAD, response_frame};
 
 /// Reading stops while more than this is unsent: a client that does not read is not served.
@@ -138,9 +138,10 @@ impl Connection {
             deadline: deadline(request.timeout_nano)?,
             metadata: request.metadata,
         };
-        if !self.used {
+        let has = |key| incoming.metadata.iter().any(|pair| pair.key == key);
+        if !self.used && !has(LOOK_KEY) {
             self.used = true;
-            let by_probe = incoming.metadata.iter().any(|pair| pair.key == PROBE_KEY);
+            let by_probe = has(PROBE_KEY);
             self.server.lifetime.used(self.peer.token, by_probe, events);
         }
         service.handle(incoming);

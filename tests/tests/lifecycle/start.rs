@@ -70,6 +70,25 @@ fn a_stale_socket_is_taken_over_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_shim_that_is_being_killed_is_no_shim_of_its_group_any_more() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let first = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &first)?;
+    let socket = shim.socket();
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    // The kernel ends a process's connections one by one, so it may still be listening.
+    let listener = UnixListener::bind(&socket)?;
+    let dying = std::thread::spawn(move || drop((listener.accept(), listener)));
+    let again = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &again)?;
+    dying.join().unwrap();
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
 fn of_many_starts_of_one_group_at_once_one_makes_the_server_and_all_get_it() -> Result<()> {
     for dialect in BOTH {
         let ctrd = FakeContainerd::new(dialect)?;

@@ -50,8 +50,10 @@ pub(super) fn a_killed_shim_takes_its_pod_along(node: &mut Node) {
     let containers = ["a", "b"].map(|name| pod.run(name, SLEEP));
     node.daemon.kill_shims();
     for container in &containers {
-        // Nobody could wait for the end any more, so the plugin knows no better.
-        assert_eq!(container.exited().exit_code, 255);
+        // Nobody could wait for the end any more: unless the plugin learns of it from the clean-up's event first, it
+        // knows no better than 255.
+        let code = container.exited().exit_code;
+        assert!([137, 255].contains(&code), "{code}");
     }
     pod.until_not_ready();
     containers[0].remove();
