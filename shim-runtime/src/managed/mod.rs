@@ -1,12 +1,16 @@
 //! The lives of containers: which call is allowed when, which event follows which, who waits for what
-//! (contract 6). Author code is called from here and nowhere else, never with a lock held.
+//! (contract 6). Author code is called from here and nowhere else: its result becomes a phase, an event, an answer.
+//! The lock on a container's processes is taken before and after, never meanwhile.
 
 mod calls;
+mod create;
+mod delete;
+mod end;
 mod events;
-mod lifecycle;
 mod memory;
 mod processes;
 mod service;
+mod start;
 mod state;
 mod table;
 

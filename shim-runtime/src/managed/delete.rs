@@ -1,0 +1,136 @@
+//! Delete: a process that has ended, or was never started, is given up and forgotten (contract 6.3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::end::tell;
+use super::processes::wait_response;
+use super::state::{Move, Phase};
+use super::table::Entry;
+use super::{Managed, author};
+use crate::api::{Container, DeleteResponse, Shim};
+use crate::crash;
+use crate::error::{Result, WithContext};
+use crate::mount;
+use crate::reaper::lock;
+use crate::types::Exit;
+
+/// How long a process that is deleted before it was started has to die of its SIGKILL.
+const DEATH: Duration = Duration::from_secs(5);
+/// How long a Delete lets signals and questions come back that are still under way.
+const LATE_CALLS: Duration = Duration::from_secs(2);
+
+impl<S: Shim> Managed<S> {
+    /// Deletes a container that has ended or was never started. Asked again, it gives the same answer.
+    pub(super) fn delete_container(&self, id: &str) -> Result<DeleteResponse> {
+        let entry = match self.0.table.find(id) {
+            Ok(entry) => entry,
+            Err(error) => return self.0.table.tombstone(id).ok_or(error),
+        };
+        let before = {
+            let mut processes = entry.processes();
+            let before = processes.init.phase;
+            processes.init.advance(Move::Delete, Phase::Deleting)?;
+            before
+        };
+        self.give_up(&entry, before)
+            .inspect_err(|_| entry.processes().init.phase = before)
+            .context(|| format!("cannot delete container `{id}`"))
+    }
+
+    fn give_up(&self, entry: &Arc<Entry<S::Container>>, before: Phase) -> Result<DeleteResponse> {
+        if before == Phase::Created {
+            end_unstarted(entry);
+            self.settle(entry);
+        }
+        let (target, streams) = {
+            let mut processes = entry.processes();
+            processes.init.stdio = None;
+            (processes.target("")?, processes.init.streams.clone())
+        };
+        crash::here("delete.begun");
+        // The engine may take longer to tell that a signal was sent than the container to die of it.
+        entry.calls.wait_for_none(LATE_CALLS);
+        // What is left of the output is delivered while the container is given up: nobody writes any more.
+        if let Some(streams) = &streams {
+            streams.finish();
+        }
+        let container = entry.container()?;
+        author(|| container.delete(&target))?;
+        crash::here("delete.given-up");
+        mount::unmount_all(&entry.bundle.rootfs())?;
+        if let Some(streams) = streams {
+            streams.drain();
+        }
+        record_given_up(entry);
+        let (answer, told) = {
+            let processes = entry.processes();
+            let exit = processes.init.exit.unwrap_or(Exit::now(0));
+            self.0.events.deleted(&entry.id, processes.init.pid, exit);
+            (delete_response(processes.init.pid, exit), processes.never_started(exit))
+        };
+        crash::here("delete.queued");
+        self.0.table.bury(&entry.id, &answer);
+        tell(told);
+        Ok(answer)
+    }
+
+    /// Deletes an exec that has ended or was never started. It has no event (contract 6.3).
+    pub(super) fn delete_exec(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let entry = self.0.table.find(id)?;
+        let (target, streams, before) = {
+            let mut processes = entry.processes();
+            let target = processes.target(exec)?;
+            let process = processes.get(exec)?;
+            let before = process.phase;
+            process.advance(Move::Delete, Phase::Deleting)?;
+            (target, process.streams.clone(), before)
+        };
+        if let Some(streams) = streams {
+            streams.drain();
+        }
+        let deleted = author(|| entry.container()?.delete(&target));
+        let mut processes = entry.processes();
+        if let Err(error) = deleted {
+            processes.get(exec)?.phase = before;
+            return Err(error).context(|| format!("cannot delete exec `{exec}` of container `{id}`"));
+        }
+        let process = processes.get(exec)?;
+        let exit = process.exit.unwrap_or(Exit::now(0));
+        let (answer, waiters) = (delete_response(process.pid, exit), process.waiters.clone());
+        processes.execs.remove(exec);
+        drop(processes);
+        // Only those are left who waited for an exec that was never started.
+        waiters.answer(&wait_response(exit));
+        Ok(answer)
+    }
+}
+
+/// Writes into the bundle that there is nothing left to do for `delete`. Without that it finds nothing to do.
+fn record_given_up<C>(entry: &Entry<C>) {
+    let mut record = lock(&entry.record);
+    record.given_up = true;
+    if let Err(error) = entry.bundle.write_record(&record) {
+        log::warn!("{error}");
+    }
+}
+
+/// Ends a process that waits at its gate, and waits until its exit is published: it has a create event, so
+/// it has an exit event, before the delete event.
+fn end_unstarted<C>(entry: &Entry<C>) {
+    let running = entry.processes().init.running.clone();
+    let Some(running) = running else { return };
+    running.end();
+    if running.exit.wait_for(DEATH).is_none() {
+        log::warn!("the process of container `{}` does not die", entry.id);
+    }
+}
+
+fn delete_response(pid: u32, exit: Exit) -> DeleteResponse {
+    DeleteResponse {
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.timestamp()).into(),
+        ..DeleteResponse::default()
+    }
+}
