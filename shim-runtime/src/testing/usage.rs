@@ -53,6 +53,8 @@ impl Usage {
 impl Shim {
     /// What the server's process holds now.
     pub fn usage(&self) -> Result<Usage> {
+        // An answer proves that our own connection is among it.
+        self.task().connect()?;
         Ok(Usage::of(self.server()?.pid()))
     }
 
@@ -80,7 +82,7 @@ impl Shim {
     fn wait_until_empty<T>(&self, look: impl Fn(Usage) -> Vec<T>) -> Result<Vec<T>> {
         let end = Instant::now() + LIMIT;
         loop {
-            let left = look(self.usage()?);
+            let left = look(Usage::of(self.server()?.pid()));
             if left.is_empty() || Instant::now() > end {
                 return Ok(left);
             }
