@@ -135,7 +135,7 @@ impl Connection {
             responder: Responder::Stream(self.peer.clone(), header.stream),
             method: &request.method,
             payload: &request.payload,
-            deadline: deadline(request.timeout_nano)?,
+            deadline: deadline(&request)?,
             metadata: request.metadata,
         };
         let has = |key| incoming.metadata.iter().any(|pair| pair.key == key);
@@ -179,11 +179,13 @@ impl Connection {
     }
 }
 
-/// When a call's caller gives up. No time at all means never; a time before now has come.
-fn deadline(timeout_nano: i64) -> Result<Option<Instant>> {
-    match u64::try_from(timeout_nano) {
+/// When a call's caller gives up. No time at all means never; a time before now has come, but not for Shutdown: a
+/// daemon sends it with what time a failed Create has left, which may be none, and not again (contract 6.2).
+fn deadline(request: &Request) -> Result<Option<Instant>> {
+    match u64::try_from(request.timeout_nano) {
         Ok(0) => Ok(None),
         Ok(nanos) => Ok(Instant::now().checked_add(Duration::from_nanos(nanos))),
+        Err(_) if request.method == "Shutdown" => Ok(None),
         Err(_) => Err(Error::deadline_exceeded("the call's deadline had passed before it arrived")),
     }
 }

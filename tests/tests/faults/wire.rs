@@ -331,6 +331,28 @@ fn the_answer_to_shutdown_arrives_before_the_end_whoever_gives_it() -> Result<()
     Ok(())
 }
 
+/// After a Create that took too long the daemon hangs up, and nobody would ask again.
+#[test]
+fn a_shutdown_counts_although_its_deadline_has_passed() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = bundle(&ctrd, "c1", "").build()?;
+    let shim = ctrd.start(FIXTURE, &bundle)?;
+    let mut connection = raw(&shim)?;
+    shim.disconnect();
+    let shutdown = api::ShutdownRequest { id: "c1".into(), ..Default::default() };
+    let request = ttrpc::Request {
+        method: "Shutdown".into(),
+        payload: shutdown.write_to_bytes().unwrap(),
+        timeout_nano: -1,
+        ..state_request("c1")
+    };
+    connection.send(&Frame::request(1, &request)?)?;
+    drop(connection);
+    assert!(shim.server()?.ended_within(LIMIT));
+    bundle.remove()?;
+    ctrd.check_leaks()
+}
+
 #[test]
 fn a_hung_call_of_an_authors_service_does_not_hold_up_kill_stats_and_pids() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
