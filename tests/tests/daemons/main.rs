@@ -74,6 +74,7 @@ macro_rules! oci {
                 a_container_killed_while_it_is_paused_is_stopped
                 a_kill_for_want_of_memory_is_told_before_the_exit
                 all_processes_of_a_container_are_listed
+                an_init_that_goes_on_to_a_cgroup_below_hides_nothing
                 what_a_container_uses_is_told
                 what_the_engine_refuses_is_told_in_its_words
                 what_an_init_leaves_in_the_pid_namespace_of_another_is_killed

@@ -1,5 +1,8 @@
 //! What only containers of an OCI runtime can do: freeze, run out of memory, tell what they use.
 
+use std::fs;
+use std::path::Path;
+
 use rustix::process::Signal;
 
 use crate::behaviours::SLEEP;
@@ -55,6 +58,23 @@ pub(crate) fn all_processes_of_a_container_are_listed(daemon: &mut Daemon) {
     // Each release of ctr prints it in its own way.
     let has_exec = list.contains("exec_id:\"e\"") || list.contains("ExecID:e");
     assert!(daemon.pids("c").contains(&pid) && has_exec, "{list}");
+    daemon.kill_and_remove("c");
+}
+
+/// As systemd does in a container.
+pub(crate) fn an_init_that_goes_on_to_a_cgroup_below_hides_nothing(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", &["sh", "-c", "sleep 1000 & exec sleep 1000"]);
+    let all = until("its child", || Some(daemon.pids("c")).filter(|pids| pids.len() == 2));
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the container runs");
+    let of_pids = |line: &str| line.split_once(":pids:/").map(|(_, path)| path.to_owned());
+    let path = groups.lines().find_map(of_pids).expect("the hierarchy of `pids` is there");
+    let below = Path::new("/sys/fs/cgroup/pids").join(path).join("init.scope");
+    fs::create_dir(&below).expect("make a cgroup");
+    fs::write(below.join("cgroup.procs"), pid.to_string()).expect("move the init");
+    assert_eq!(daemon.pids("c"), all);
+    let metrics = daemon.ctr_ok(&["task", "metrics", "c"]);
+    let count = metrics.lines().find(|line| line.starts_with("pids.current")).unwrap_or_default();
+    assert!(count.trim_end().ends_with('2'), "{metrics}");
     daemon.kill_and_remove("c");
 }
 
