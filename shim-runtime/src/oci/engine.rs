@@ -97,7 +97,11 @@ impl Cli {
 
     fn execute(&self, command: &mut Command) -> Result<Output> {
         let before = length_in_bounds(&self.log);
-        let output = self.context.run(command)?;
+        let output = self.context.run(command).map_err(|error| match error.code() {
+            // In quotes, as Go has it: containerd's tests look for that where an engine is missing.
+            Code::Unknown => error.context(format!("exec: {:?}", self.program)),
+            _ => error,
+        })?;
         if output.exit.status == 0 {
             return Ok(output);
         }
