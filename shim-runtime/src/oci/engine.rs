@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -17,6 +18,8 @@ use crate::types::{Pid, Signal};
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 /// How long a log may grow, and how much of one is searched for an error.
 const LOG_LIMIT: u64 = 1 << 20;
+/// The statuses of a command that a signal has ended.
+const KILLED: RangeInclusive<u32> = 129..=192;
 
 /// An OCI runtime: a program with the command line of `runc`, such as `crun`.
 ///
@@ -80,7 +83,7 @@ impl Cli {
         command
     }
 
-    /// Runs a command on the container; a failure is told in the engine's own words.
+    /// Runs a command on the container; a failure is told in the engine's own words. `Aborted` when it was killed.
     pub(super) fn run(&self, what: &str, mut command: Command) -> Result<Output> {
         command.arg(&self.id);
         self.execute(&mut command).context(|| format!("OCI runtime {what} failed"))
@@ -108,10 +111,10 @@ impl Cli {
         let said = last_error(&self.log, before).unwrap_or_default();
         let stderr = String::from_utf8_lossy(&output.stderr);
         let words = [said.as_str(), stderr.trim()].into_iter().find(|words| !words.is_empty());
-        Err(match words {
-            Some(words) => Error::other(words),
-            None => Error::other(format!("`{}` ended with status {}", self.program, output.exit.status)),
-        })
+        let status = output.exit.status;
+        let message =
+            words.map_or_else(|| format!("`{}` ended with status {status}", self.program), str::to_owned);
+        Err(Error::new(if KILLED.contains(&status) { Code::Aborted } else { Code::Unknown }, message))
     }
 
     /// Sends a signal to the container's init, or to all its processes. `NotFound` when they are gone.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Plays an OCI runtime: notes how it is called in `calls` beside itself, and starts a sleep where an engine
-# would start a container. A file `fail-VERB` holds the words to fail with, `hang-VERB` has the verb hang.
+# would start a container. A file `fail-VERB` holds the words to fail with, `hang-VERB` has the verb hang, and
+# `die-VERB` be killed.
 dir=$(dirname "$0")
 echo "$*" >>"$dir/calls"
 for word; do
@@ -19,6 +20,7 @@ if [ -e "$dir/hang-$verb" ]; then
     echo $$ >"$dir/hangs"
     exec sleep 1000
 fi
+[ ! -e "$dir/die-$verb" ] || kill -s KILL $$
 if [ -e "$dir/fail-$verb" ]; then
     printf '{"level":"error","msg":"%s"}\n' "$(cat "$dir/fail-$verb")" >>"$log"
     exit 1

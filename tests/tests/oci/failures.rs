@@ -63,6 +63,25 @@ fn a_container_that_the_engine_refuses_to_make_is_none_of_its_containers() -> Re
     ctrd.check()
 }
 
+/// By the kernel for want of memory, for example: whatever it had made by then nobody else would take away.
+#[test]
+fn an_engine_that_is_killed_while_it_makes_a_container_is_told_to_forget_it() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    recorder.die("create")?;
+    let error = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(
+        error.contains("OCI runtime create failed: ") && error.ends_with("ended with status 137"),
+        "{error}"
+    );
+    let calls = recorder.calls(bundle.path());
+    assert!(calls.last().is_some_and(|call| call.ends_with(" delete --force c1")), "{calls:?}");
+    shim.end()?;
+    ctrd.check()
+}
+
 #[test]
 fn an_engine_that_is_missing_is_named() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;

@@ -46,9 +46,14 @@ impl Recorder {
         Ok(fs::write(self.file(&format!("hang-{verb}")), "")?)
     }
 
+    /// Has a verb be killed before it does anything.
+    pub(crate) fn die(&self, verb: &str) -> Result<()> {
+        Ok(fs::write(self.file(&format!("die-{verb}")), "")?)
+    }
+
     /// Has a verb do what it should again.
     pub(crate) fn mend(&self, verb: &str) {
-        for way in ["fail", "hang"] {
+        for way in ["fail", "hang", "die"] {
             let _ = fs::remove_file(self.file(&format!("{way}-{verb}")));
         }
     }
