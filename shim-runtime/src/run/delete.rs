@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::getpgid;
 use protobuf::Message;
+use serde::Deserialize;
 
 use super::main_loop::{outlive_signals, run_supervised};
 use super::start;
@@ -55,11 +56,23 @@ fn pid_of_another_shim(bundle: &Bundle) -> u32 {
 
 /// Whether the shim that the bundle names still serves its group. If not, its socket is removed.
 fn group_lives(bundle: &Bundle) -> Result<bool> {
-    let address = std::fs::read_to_string(bundle.path().join("address"));
-    match address.ok().and_then(|address| Socket::from_address(&address)) {
-        Some(socket) => socket.remove_if_dead(),
-        None => Ok(false),
+    let remove_if_dead = |address: &str| Socket::from_address(address).map(|socket| socket.remove_if_dead());
+    if let Ok(address) = std::fs::read_to_string(bundle.path().join("address")) {
+        return remove_if_dead(&address).unwrap_or(Ok(false));
     }
+    // One of Go's under containerd 2, which has `delete` do its part although the group lives.
+    address_for_daemon(bundle).and_then(|address| remove_if_dead(&address)).transpose()?;
+    Ok(false)
+}
+
+/// Where the daemon's own file says that the shim is (contract 2.5).
+fn address_for_daemon(bundle: &Bundle) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Bootstrap {
+        address: String,
+    }
+    let text = std::fs::read(bundle.path().join("bootstrap.json")).ok()?;
+    serde_json::from_slice::<Bootstrap>(&text).ok().map(|told| told.address)
 }
 
 /// Ends and takes away what a dead shim left of its container. Returns the exit, if the author's code knows it.

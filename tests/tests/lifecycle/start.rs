@@ -162,6 +162,25 @@ fn delete_after_a_killed_shim_tells_the_exit_that_was_seen() -> Result<()> {
     Ok(())
 }
 
+/// Which is all that a shim of Go's leaves there under containerd 2.
+#[test]
+fn delete_takes_a_dead_shim_s_socket_away_that_only_the_daemon_s_file_names() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exit 9")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?.answer(LIMIT)?;
+    shim.server()?.signal(shim_runtime::Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    let address = std::fs::read_to_string(bundle.path().join("address"))?;
+    let told = serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" });
+    std::fs::write(bundle.path().join("bootstrap.json"), told.to_string())?;
+    std::fs::remove_file(bundle.path().join("address"))?;
+    shim.delete_action()?;
+    assert!(!shim.socket().exists());
+    shim.abandon();
+    Ok(())
+}
+
 #[test]
 fn delete_spares_a_group_that_lives() -> Result<()> {
     let marks = tempfile::tempdir()?;
