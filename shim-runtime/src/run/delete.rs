@@ -1,7 +1,7 @@
 //! `delete`: after every container, and after a shim's death (contract 2.6). Quick, repeatable, and no harm to
 //! a group that lives; it tells the exit that the dead shim had seen.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,7 +23,9 @@ use crate::socket::Socket;
 use crate::sys;
 use crate::types::{Exit, Signal};
 
-/// How long a killed init may take to go, in milliseconds; containerd gives the whole action 5 s.
+/// How long a killed init may take to go, in milliseconds: before author code is asked to give the container up,
+/// and after that. containerd gives the whole action 5 s.
+const THAW_LIMIT: u16 = 300;
 const DEATH_LIMIT: u16 = 2000;
 
 /// Returns the answer to print.
@@ -77,26 +79,34 @@ fn address_for_daemon(bundle: &Bundle) -> Option<String> {
 
 /// Ends and takes away what a dead shim left of its container. Returns the exit, if the author's code knows it.
 fn give_up<S: Entry>(args: &Args, bundle: &Bundle, record: &Record) -> Result<Option<Exit>> {
-    if let (None, Some(init)) = (&record.exit, &record.init) {
-        end(init);
-    }
+    let init = record.init.as_ref().filter(|_| record.exit.is_none());
+    let dying = init.and_then(kill);
+    // One that was frozen dies only once author code has thawed it.
+    wait_for_death(dying.as_ref(), THAW_LIMIT);
     let told = cleanup::<S>(args, bundle.path().to_owned())?;
+    wait_for_death(dying.as_ref(), DEATH_LIMIT);
     mount::unmount_all(&bundle.rootfs())?;
     Ok(told)
 }
 
-/// Kills an init whose shim is gone, and waits for its end. Never a process that merely has its pid.
-fn end(init: &InitRecord) {
-    let Some(pid) = init.living() else { return };
+/// Kills an init whose shim is gone, and never a process that merely has its pid. Its end is still to come.
+fn kill(init: &InitRecord) -> Option<OwnedFd> {
+    let pid = init.living()?;
     // Opened between two looks at the process, the descriptor is surely of it.
-    let Ok(process) = sys::watch_process(pid) else { return };
+    let process = sys::watch_process(pid).ok()?;
     if init.living() != Some(pid) {
-        return;
+        return None;
     }
     let leads =
         getpgid(Some(nix::unistd::Pid::from_raw(pid.raw()))).is_ok_and(|group| group.as_raw() == pid.raw());
     let _ = if leads { sys::kill_group(pid, Signal::KILL) } else { sys::kill(pid, Signal::KILL) };
-    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DEATH_LIMIT));
+    Some(process)
+}
+
+fn wait_for_death(process: Option<&OwnedFd>, limit: u16) {
+    if let Some(process) = process {
+        let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(limit));
+    }
 }
 
 /// The author's part.
