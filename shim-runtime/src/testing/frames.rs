@@ -113,10 +113,26 @@ impl RawConnection {
     /// Sends a request on the next stream and returns the stream's id, without waiting.
     pub fn begin(&mut self, service: &str, method: &str, payload: Vec<u8>) -> io::Result<u32> {
         let stream = self.next;
-        self.next += 2;
-        let (service, method) = (service.to_owned(), method.to_owned());
-        self.send(&Frame::request(stream, &Request { service, method, payload, ..Request::default() })?)?;
+        self.begin_many(service, method, payload, 1)?;
         Ok(stream)
+    }
+
+    /// Sends the same request many times in one write: a shim whose answers are not read may stop to read.
+    pub fn begin_many(
+        &mut self,
+        service: &str,
+        method: &str,
+        payload: Vec<u8>,
+        count: u32,
+    ) -> io::Result<()> {
+        let (service, method) = (service.to_owned(), method.to_owned());
+        let request = Request { service, method, payload, ..Request::default() };
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            Frame::request(self.next, &request)?.write_to(&mut bytes)?;
+            self.next += 2;
+        }
+        self.stream.write_all(&bytes)
     }
 
     /// Calls a method and waits for its answer; answers of other streams in between are dropped.

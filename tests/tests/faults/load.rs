@@ -142,9 +142,7 @@ fn large_answers_that_nobody_reads_are_left_out_beyond_a_bound() -> Result<()> {
     let server = shim.server()?.pid();
     let before = memory(server);
     let mut greedy = raw(&shim)?;
-    for _ in 0..CALLS {
-        greedy.begin(FAULTS, "big", MIB.to_string().into())?;
-    }
+    greedy.begin_many(FAULTS, "big", MIB.to_string().into(), CALLS)?;
     // All calls are under way before a client that comes later has its own.
     ask(&mut raw(&shim)?, "cancelled", "")?;
     until("the end of the calls", || memory(server) < before + 24 * MIB);
