@@ -139,8 +139,10 @@ fn meet(dialect: Dialect, shim: &Path) -> Result<Outcome> {
     };
     let waiting = shim.run()?;
     assert_eq!(waiting.answer(LIMIT)?.exit_status, 3);
-    shim.remove()?;
+    shim.task().remove()?;
+    // Now and then Go's shim of 2.1 loses an event that is still on its way when Shutdown comes.
     ctrd.assert_events(&["create c1", "start c1", "exit c1 3", "delete c1 3"])?;
+    shim.end()?;
     ctrd.check()?;
     Ok(Runs(shim.answer().version))
 }
