@@ -26,6 +26,9 @@ use crate::types::{Exit, Pid, Signal};
 /// Where programs are looked for when the command's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The status of a child that was killed.
+const KILLED: u32 = 128 + libc::SIGKILL as u32;
+
 /// A process to be started, shaped like `std::process::Command`.
 ///
 /// Unlike `std`'s it starts with no descriptors but the three standard ones (`/dev/null` unless given), in a
@@ -462,7 +465,8 @@ impl Supervisor {
         let watching = Watching::new(caller, &self.reaper, child.pid);
         let [stdout, stderr] = collect([stdout, stderr], &child.exit, caller.deadline)?;
         let exit = child.exit.wait(caller.deadline);
-        if watching.was_cancelled() {
+        // One that came to its end all the same has done what it does: its result stands.
+        if watching.was_cancelled() && exit.is_none_or(|exit| exit.status == KILLED) {
             return Err(Error::new(
                 Code::Cancelled,
                 format!("`{name}` was killed: its caller has gone away"),

@@ -1,6 +1,7 @@
 //! `start` and the end of servers: who gets the socket, and what is left when something fails (contract 2.5, 4).
 
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use shim_runtime::testing::{Dialect, FakeContainerd, Launch, RawConnection, Result, listeners};
@@ -50,15 +51,20 @@ fn a_server_without_a_log_or_an_events_address_fails_start() -> Result<()> {
     ctrd.check()
 }
 
+/// Where the shim of `c1` listened, which has ended.
+fn former_socket(ctrd: &FakeContainerd) -> Result<PathBuf> {
+    let bundle = shell(ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    assert!(!shim.socket().exists());
+    Ok(shim.socket())
+}
+
 #[test]
 fn a_stale_socket_is_taken_over_at_once() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let first = shell(&ctrd, "c1", "", "exit 0")?;
-    let mut shim = ctrd.start(FIXTURE, &first)?;
-    let socket = shim.socket();
-    shim.run()?.answer(LIMIT)?;
-    shim.remove()?;
-    assert!(!socket.exists());
+    let socket = former_socket(&ctrd)?;
     // Bound and closed: nobody will ever answer there.
     drop(UnixListener::bind(&socket)?);
     let again = shell(&ctrd, "c1", "", "exit 0")?;
@@ -72,11 +78,7 @@ fn a_stale_socket_is_taken_over_at_once() -> Result<()> {
 #[test]
 fn a_shim_that_is_being_killed_is_no_shim_of_its_group_any_more() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let first = shell(&ctrd, "c1", "", "exit 0")?;
-    let mut shim = ctrd.start(FIXTURE, &first)?;
-    let socket = shim.socket();
-    shim.run()?.answer(LIMIT)?;
-    shim.remove()?;
+    let socket = former_socket(&ctrd)?;
     // The kernel ends a process's connections one by one, so it may still be listening.
     let listener = UnixListener::bind(&socket)?;
     let dying = std::thread::spawn(move || drop((listener.accept(), listener)));

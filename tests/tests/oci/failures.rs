@@ -151,7 +151,7 @@ fn a_create_that_hangs_ends_at_its_deadline_and_the_engine_is_told_to_forget_it(
 }
 
 #[test]
-fn a_command_ends_with_the_client_that_it_is_run_for_but_a_start_goes_on() -> Result<()> {
+fn a_command_ends_with_the_client_that_it_is_run_for() -> Result<()> {
     let recorder = Recorder::new()?;
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
