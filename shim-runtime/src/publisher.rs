@@ -1,5 +1,14 @@
-//! Sends events to containerd (contract 7): one queue in order, whose head is tried again until containerd
-//! has it. Publishing never blocks its caller, and an idle publisher sleeps on a condition variable.
+//! Sends events to containerd (contract 7). Publishing never blocks its caller, and an idle publisher sleeps.
+//!
+//! Events wait in one queue and arrive in the order in which they were published. The head of the queue is sent, and
+//! stays there until containerd has answered it. On one connection it is sent once: a containerd that is silent, for
+//! as long as it likes, is waited for, because it takes what lies in the socket when it goes on. The event is sent
+//! again only on another connection, after the former one broke without an answer. Neither end of a Unix socket can
+//! be lost without the other being told, so a broken connection is always noticed, and needs no deadline.
+//!
+//! Hence an event arrives twice only if containerd had taken it and the connection broke before the answer. It is
+//! lost only if too many others wait (exits are the last to go), if containerd refuses it for good, or if the shim
+//! ends before containerd has taken it.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -21,8 +30,6 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const EXIT_TOPIC: &str = "/tasks/exit";
 /// How many events wait for containerd at the most; while it is away they only pile up here.
 const CAPACITY: usize = 8192;
-/// How long one try may take.
-const TRY_LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait after a failed try; doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How often an event is tried that containerd answers with an error which may pass.
@@ -140,14 +147,14 @@ impl Publisher {
         }
     }
 
-    /// Waits until every event has been taken, at most for `limit`; returns how many were left.
+    /// Waits until every event has been answered, at most for `limit`; returns how many were left.
     pub(crate) fn flush(&self, limit: Duration) -> usize {
         let state = lock(&self.0.state);
         let waited = self.0.changed.wait_timeout_while(state, limit, |state| !state.queue.is_empty());
         waited.unwrap_or_else(PoisonError::into_inner).0.queue.len()
     }
 
-    /// Ends the thread, and with it the trying; what waits is dropped.
+    /// Ends the thread with its present try, and with it the trying; what waits is dropped.
     #[cfg(feature = "testing")]
     pub(crate) fn close(&self) {
         lock(&self.0.state).closed = true;
@@ -213,7 +220,7 @@ impl Shared {
             *client = Some(Client::new(UnixStream::connect(&self.address)?));
         }
         let Some(connected) = client.as_mut() else { return Ok(()) };
-        connected.call((SERVICE, "Forward"), request, &[], TRY_LIMIT).map(drop)
+        connected.call((SERVICE, "Forward"), request, &[], None).map(drop)
     }
 
     /// Whether an error means that the same event would be refused for ever.
@@ -248,7 +255,13 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use containerd_shim_protos::events::task::TaskStart;
+
     use super::*;
+    use crate::wire::{Decoder, Frame, response_frame};
 
     fn event(topic: &'static str) -> Event {
         Event { topic, request: Vec::new(), refusals: 0 }
@@ -265,14 +278,95 @@ mod tests {
         assert_eq!(queue.len(), 2);
     }
 
+    /// A containerd that shows what it is sent, and answers when it is told to.
+    struct StandIn {
+        listener: UnixListener,
+        folder: tempfile::TempDir,
+    }
+
+    impl StandIn {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            Self { listener: UnixListener::bind(folder.path().join("e")).unwrap(), folder }
+        }
+
+        fn publisher(&self, ids: &[&str]) -> Publisher {
+            let publisher = Publisher::new(&self.folder.path().join("e").to_string_lossy(), "default");
+            for id in ids {
+                let start = TaskStart { container_id: (*id).to_owned(), ..TaskStart::default() };
+                publisher.publish("/tasks/start", "containerd.events.TaskStart", &start);
+            }
+            publisher
+        }
+
+        fn accept(&self) -> UnixStream {
+            self.listener.accept().unwrap().0
+        }
+    }
+
+    /// The next event on a connection: the stream and the container.
+    fn receive(connection: &mut UnixStream, decoder: &mut Decoder) -> (u32, String) {
+        let mut found = None;
+        let mut byte = [0];
+        while found.is_none() {
+            connection.read_exact(&mut byte).unwrap();
+            decoder.feed(&byte, |frame| {
+                let Frame::Whole(header, payload) = frame else { panic!("an oversized event") };
+                let request = ttrpc::Request::parse_from_bytes(payload).unwrap();
+                let forward = ForwardRequest::parse_from_bytes(&request.payload).unwrap();
+                let start = TaskStart::parse_from_bytes(&forward.envelope.event.value).unwrap();
+                found = Some((header.stream, start.container_id));
+            });
+        }
+        found.unwrap()
+    }
+
+    fn answer(connection: &mut UnixStream, stream: u32) {
+        connection.write_all(&response_frame(stream, Ok(Vec::new()))).unwrap();
+    }
+
+    #[test]
+    fn a_silent_containerd_gets_nothing_again_and_nothing_further_before_it_has_answered() {
+        let containerd = StandIn::new();
+        let publisher = containerd.publisher(&["c1", "c2"]);
+        let (mut connection, mut decoder) = (containerd.accept(), Decoder::default());
+        let (stream, id) = receive(&mut connection, &mut decoder);
+        assert_eq!(id, "c1");
+        publisher.nudge();
+        assert_eq!(publisher.flush(Duration::from_millis(20)), 2);
+        connection.set_nonblocking(true).unwrap();
+        assert_eq!(connection.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        connection.set_nonblocking(false).unwrap();
+        answer(&mut connection, stream);
+        let (stream, id) = receive(&mut connection, &mut decoder);
+        assert_eq!(id, "c2");
+        answer(&mut connection, stream);
+        assert_eq!(publisher.flush(Duration::from_mins(1)), 0);
+    }
+
+    #[test]
+    fn an_event_is_sent_again_after_a_connection_that_broke_without_an_answer_and_only_then() {
+        let containerd = StandIn::new();
+        let publisher = containerd.publisher(&["c1", "c2"]);
+        let taken = |answers: bool| {
+            let mut connection = containerd.accept();
+            let (stream, id) = receive(&mut connection, &mut Decoder::default());
+            if answers {
+                answer(&mut connection, stream);
+            }
+            id
+        };
+        assert_eq!(taken(false), "c1");
+        // It answers, and ends at once.
+        assert_eq!(taken(true), "c1");
+        assert_eq!(taken(true), "c2");
+        assert_eq!(publisher.flush(Duration::from_mins(1)), 0);
+    }
+
     #[test]
     fn an_absent_containerd_neither_blocks_nor_loses_an_event() {
         let publisher = Publisher::new("unix:///nowhere/at/all.sock", "default");
-        publisher.publish(
-            "/tasks/start",
-            "containerd.events.TaskStart",
-            &containerd_shim_protos::events::task::TaskStart::default(),
-        );
+        publisher.publish("/tasks/start", "containerd.events.TaskStart", &TaskStart::default());
         assert_eq!(publisher.flush(Duration::from_millis(1)), 1);
     }
 }

@@ -167,7 +167,7 @@ fn frame(kind: u8, stream: u32, message: &impl Message) -> Vec<u8> {
 /// Why a call through [`Client`] failed.
 #[derive(Debug)]
 pub(crate) enum CallError {
-    /// The connection broke or was silent for too long; the call may or may not have arrived.
+    /// The connection broke, or was silent for longer than the call's limit; the call may or may not have arrived.
     Transport(io::Error),
     /// The peer answered with this status.
     Status {
@@ -205,15 +205,16 @@ impl Client {
         Self { stream, decoder: Decoder::default(), next_stream: 1 }
     }
 
-    /// Calls a method and waits for its answer, at most for `limit`. After a transport error the client is
-    /// of no more use.
+    /// Calls a method and waits for its answer: at most for `limit`, or without one for as long as the connection
+    /// stands, however silent the peer is. After a transport error the client is of no more use.
     pub(crate) fn call(
         &mut self,
         (service, method): (&str, &str),
         payload: Vec<u8>,
         metadata: &[(&str, &str)],
-        limit: Duration,
+        limit: impl Into<Option<Duration>>,
     ) -> Result<Vec<u8>, CallError> {
+        let limit = limit.into();
         let metadata = metadata.iter().map(|(key, value)| KeyValue {
             key: (*key).to_owned(),
             value: (*value).to_owned(),
@@ -223,27 +224,38 @@ impl Client {
             service: service.to_owned(),
             method: method.to_owned(),
             payload,
-            timeout_nano: i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX),
+            timeout_nano: limit.map_or(0, |limit| i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX)),
             metadata: metadata.collect(),
             ..Request::default()
         };
         let stream = self.next_stream;
         self.next_stream = self.next_stream.checked_add(2).unwrap_or(1);
-        let deadline = Instant::now() + limit;
-        self.stream.set_write_timeout(Some(limit))?;
-        self.stream.write_all(&frame(MESSAGE_TYPE_REQUEST, stream, &request))?;
-        self.read_response(stream, deadline)
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        self.stream.set_write_timeout(limit)?;
+        match self.stream.write_all(&frame(MESSAGE_TYPE_REQUEST, stream, &request)) {
+            Ok(()) => self.read_response(stream, deadline),
+            Err(error) => self.answered_before(stream, error),
+        }
     }
 
-    fn read_response(&mut self, wanted: u32, deadline: Instant) -> Result<Vec<u8>, CallError> {
+    /// After sending has failed: the answer, if the peer gave it before the connection broke, else the error.
+    fn answered_before(&mut self, stream: u32, error: io::Error) -> Result<Vec<u8>, CallError> {
+        self.stream.set_nonblocking(true)?;
+        match self.read_response(stream, None) {
+            Err(CallError::Transport(_)) => Err(error.into()),
+            answered => answered,
+        }
+    }
+
+    fn read_response(&mut self, wanted: u32, deadline: Option<Instant>) -> Result<Vec<u8>, CallError> {
         let mut answer = None;
         let mut chunk = [0; 4096];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            self.stream.set_read_timeout(Some(left))?;
+            self.stream.set_read_timeout(left)?;
             let count = match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(count) => count,
@@ -332,6 +344,61 @@ mod tests {
         let frame = response_frame(1, Ok(vec![0; MAX_PAYLOAD]));
         let response = Response::parse_from_bytes(&frame[HEADER..]).unwrap();
         assert_eq!(response.status.code.value(), WireCode::RESOURCE_EXHAUSTED as i32);
+    }
+
+    /// Reads the request that a client sends, and its stream.
+    fn request_on(mut stream: &UnixStream) -> (u32, Request) {
+        let mut head = [0; HEADER];
+        stream.read_exact(&mut head).unwrap();
+        let header = Header::decode(head);
+        let mut payload = vec![0; header.length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        (header.stream, Request::parse_from_bytes(&payload).unwrap())
+    }
+
+    #[test]
+    fn a_call_without_a_limit_has_no_deadline_on_either_side() {
+        let (client, mut peer) = UnixStream::pair().unwrap();
+        let socket = client.try_clone().unwrap();
+        let calling =
+            std::thread::spawn(move || Client::new(client).call(("s", "m"), Vec::new(), &[], None).unwrap());
+        let (stream, request) = request_on(&peer);
+        assert_eq!(request.timeout_nano, 0);
+        // The option belongs to the socket that the client waits on.
+        assert_eq!((socket.read_timeout().unwrap(), socket.write_timeout().unwrap()), (None, None));
+        peer.write_all(&response_frame(stream, Ok(b"late".to_vec()))).unwrap();
+        assert_eq!(calling.join().unwrap(), b"late");
+    }
+
+    #[test]
+    fn an_answer_counts_that_came_before_the_connection_broke() {
+        let calls: [fn(UnixStream, UnixStream) -> _; 2] = [
+            // Broken when it is read: the peer answers and closes at once.
+            |client, mut peer| {
+                let calling =
+                    std::thread::spawn(move || Client::new(client).call(("s", "m"), Vec::new(), &[], None));
+                let (stream, _) = request_on(&peer);
+                peer.write_all(&response_frame(stream, Ok(b"there".to_vec()))).unwrap();
+                drop(peer);
+                calling.join().unwrap()
+            },
+            // Broken when it is still being written.
+            |client, mut peer| {
+                peer.write_all(&response_frame(1, Ok(b"there".to_vec()))).unwrap();
+                drop(peer);
+                Client::new(client).call(("s", "m"), Vec::new(), &[], None)
+            },
+        ];
+        for call in calls {
+            let (client, peer) = UnixStream::pair().unwrap();
+            assert_eq!(call(client, peer).unwrap(), b"there");
+        }
+        let (client, peer) = UnixStream::pair().unwrap();
+        drop(peer);
+        let failure = Client::new(client).call(("s", "m"), Vec::new(), &[], None);
+        assert!(
+            matches!(failure, Err(CallError::Transport(error)) if error.kind() == io::ErrorKind::BrokenPipe)
+        );
     }
 
     fn fed(parts: &[&[u8]]) -> Vec<(u32, Option<Vec<u8>>)> {

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -116,6 +116,8 @@ struct Shared {
     arrival: Condvar,
     /// Held from the taking of an event to its answer, so that stopping comes between two events.
     answering: Mutex<Answering>,
+    /// Told when the service is mute no more, or has gone away.
+    listening: Condvar,
     serving: Mutex<Option<Serving>>,
 }
 
@@ -150,6 +152,7 @@ impl Events {
             seen: Mutex::default(),
             arrival: Condvar::new(),
             answering: Mutex::default(),
+            listening: Condvar::new(),
             serving: Mutex::default(),
         }))
     }
@@ -201,6 +204,7 @@ impl Events {
         let latest: Vec<_> = answering.latest.drain().map(|(_, envelope)| envelope).collect();
         answering.lost.extend(latest);
         answering.stops += 1;
+        self.0.listening.notify_all();
         let _ = fs::remove_file(&self.0.path);
         serving.end();
     }
@@ -216,10 +220,12 @@ impl Events {
         lock(&self.0.answering).refuse_next = Code::from_i32(code as i32);
     }
 
-    /// While mute, events are neither counted nor answered, as by a daemon that hangs.
+    /// While mute, events are neither taken nor answered, as by a daemon that was stopped. When it goes on, it
+    /// takes what has come meanwhile, even from connections that were closed since.
     pub fn set_mute(&self, mute: bool) {
         self.0.timeline.note(if mute { "events service mute" } else { "events service answers again" });
         lock(&self.0.answering).mute = mute;
+        self.0.listening.notify_all();
     }
 
     /// All events so far, in the order of their arrival.
@@ -250,19 +256,17 @@ impl Events {
             if decided.is_some() || left.is_zero() {
                 return decided;
             }
-            seen =
-                self.0.arrival.wait_timeout(seen, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            seen = self.0.arrival.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     fn connection(&self, stream: &UnixStream, stops: u32) {
         while let Ok(Some(frame)) = Frame::read_from(stream) {
-            let mut answering = lock(&self.0.answering);
+            let is_stopped = |answering: &mut Answering| answering.mute && answering.stops == stops;
+            let waited = self.0.listening.wait_while(lock(&self.0.answering), is_stopped);
+            let mut answering = waited.unwrap_or_else(PoisonError::into_inner);
             if answering.stops != stops {
                 return;
-            }
-            if answering.mute {
-                continue;
             }
             let response = self.answer(&frame.body, &mut answering, stream.as_raw_fd());
             if std::mem::take(&mut answering.lose_next) {
@@ -578,15 +582,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mute_service_takes_connections_and_answers_nothing() {
+    fn a_mute_service_answers_nothing_until_it_goes_on_and_then_takes_what_came_meanwhile() {
         let (dir, events, _) = service();
         let mut connection = super::super::RawConnection::connect(dir.path().join("e")).unwrap();
         connection.set_timeout(Some(Duration::from_millis(50))).unwrap();
         events.set_mute(true);
-        assert!(connection.call(SERVICE, "Forward", Vec::new()).is_err());
+        let forward = ForwardRequest { envelope: MessageField::some(exit(3)), ..Default::default() };
+        connection.begin(SERVICE, "Forward", forward.write_to_bytes().unwrap()).unwrap();
+        assert!(connection.receive().is_err());
+        assert!(events.all().is_empty());
+        drop(connection);
         events.set_mute(false);
-        connection.set_timeout(None).unwrap();
-        assert!(connection.call(SERVICE, "Forward", Vec::new()).is_ok());
+        events.wait_for("/tasks/exit", Duration::from_mins(1), |_| true).unwrap();
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::process::{Process, belonging_to, until};
 /// A container that runs until it is told to end by SIGTERM, and then exits with 5. Its file `/ready`
 /// tells when it listens. The short sleeps are its only children, so none outlives it for long where
 /// there is no pid namespace.
-const UNTIL_TERM: &[&str] = &["sh", "-c", "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.1; done"];
+pub(crate) const UNTIL_TERM: &[&str] =
+    &["sh", "-c", "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.1; done"];
 pub(crate) const SLEEP: &[&str] = &["sleep", "1000"];
 
 pub(crate) fn run_prints_and_exits_with_the_containers_status(daemon: &mut Daemon) {
@@ -221,7 +222,7 @@ impl Daemon {
 }
 
 /// Waits until the container `c` listens to signals.
-fn until_ready(daemon: &Daemon) {
+pub(crate) fn until_ready(daemon: &Daemon) {
     // As the daemon sees it, which may have mounts of its own.
     let ready = format!("/proc/{}/root{}/c/rootfs/ready", daemon.pid(), daemon.bundles().display());
     let ready = Path::new(&ready);

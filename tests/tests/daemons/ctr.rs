@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -44,6 +45,13 @@ impl Events {
             topics.extend(line.split(' ').find(|word| word.starts_with("/tasks/")).map(str::to_owned));
         }
         topics
+    }
+
+    /// Waits for a while, in which no event may come.
+    pub(crate) fn none_within(&self, time: Duration) {
+        if let Ok(line) = self.lines.recv_timeout(time) {
+            panic!("an event has come: {line}");
+        }
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
-use crate::behaviours::SLEEP;
+use rustix::process::Signal;
+
+use crate::behaviours::{SLEEP, UNTIL_TERM, until_ready};
 use crate::ctr::Output;
 use crate::daemon::Daemon;
 use crate::gate::Gate;
@@ -132,4 +135,21 @@ pub(crate) fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed(daemon
     daemon.until_stopped("c");
     stray.ended("the stray");
     assert_eq!(daemon.remove("c"), 137);
+}
+
+pub(crate) fn an_exit_while_containerd_is_stopped_is_told_once_when_it_goes_on(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", UNTIL_TERM);
+    until_ready(daemon);
+    let (init, containerd) = (Process::open(pid), Process::open(daemon.pid()));
+    let (init, containerd) = (init.expect("the container runs"), containerd.expect("the daemon runs"));
+    let events = daemon.events();
+    containerd.signal(Signal::STOP);
+    init.signal(Signal::TERM);
+    init.ended("the container");
+    // Longer than any shim tries to send an event at a time.
+    events.none_within(Duration::from_secs(11));
+    containerd.signal(Signal::CONT);
+    daemon.until_stopped("c");
+    assert_eq!(daemon.remove("c"), 5);
+    assert_eq!(events.task_topics_until("/tasks/delete"), ["/tasks/exit", "/tasks/delete"]);
 }

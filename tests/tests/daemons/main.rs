@@ -102,6 +102,7 @@ macro_rules! tests {
                 a_paused_container_is_listed_as_such_with_its_exec_and_resumed
                 a_container_killed_while_it_is_paused_is_stopped
                 two_removals_at_once_leave_nothing
+                an_exit_while_containerd_is_stopped_is_told_once_when_it_goes_on
                 a_start_that_hangs_holds_up_nobody
                 what_a_container_leaves_in_a_shared_pid_namespace_is_killed
             }
