@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::Mount;
 use nix::unistd::geteuid;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
+use crate::nulls;
 use crate::spawn::{Command, Supervisor};
 use crate::types::{Exit, Pid};
 
@@ -42,16 +44,31 @@ impl Bundle {
         self.path.join("rootfs")
     }
 
-    /// Reads `config.json`. Fails with a sentence that names the file.
+    /// Reads `config.json`. As in Go, a null anywhere in it stands for the zero value.
+    ///
+    /// # Errors
+    /// A sentence that names the file.
     pub fn spec(&self) -> Result<Spec> {
+        self.read_config()
+    }
+
+    /// Reads the annotations of `config.json`, and minds nothing else in it, as long as it is JSON.
+    ///
+    /// # Errors
+    /// A sentence that names the file.
+    pub fn annotations(&self) -> Result<HashMap<String, String>> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, expecting = "an object")]
+        struct Labels {
+            annotations: HashMap<String, String>,
+        }
+        self.read_config::<Labels>().map(|labels| labels.annotations)
+    }
+
+    fn read_config<T: DeserializeOwned>(&self) -> Result<T> {
         let path = self.path.join("config.json");
         let text = std::fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
-        // Derived code would take a list for a struct's fields in their order.
-        let parsed = if text.trim_ascii_start().starts_with(b"[") {
-            Err(Error::invalid_argument("it is a list, not an object"))
-        } else {
-            serde_json::from_slice(&text).map_err(Error::invalid_argument_from)
-        };
+        let parsed = nulls::from_slice(&text).map_err(Error::invalid_argument_from);
         parsed.context(|| format!("cannot understand `{}`", path.display()))
     }
 
@@ -201,14 +218,13 @@ impl From<ExitRecord> for Exit {
 
 /// As much of `config.json`, the OCI runtime specification, as a shim usually wants. Unknown parts are left out.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub struct Spec {
     /// The container's init process.
     pub process: Option<ProcessSpec>,
     /// The root file system.
     pub root: Option<RootSpec>,
     /// Free-form labels, among them those that group containers.
-    #[serde(deserialize_with = "null_is_empty")]
     pub annotations: HashMap<String, String>,
     /// What only Linux has.
     pub linux: Option<LinuxSpec>,
@@ -230,7 +246,6 @@ impl Spec {
 #[serde(default)]
 pub struct LinuxSpec {
     /// The namespaces that the container does not share with whoever makes it.
-    #[serde(deserialize_with = "null_is_empty")]
     pub namespaces: Vec<NamespaceSpec>,
 }
 
@@ -266,10 +281,8 @@ pub struct ProcessSpec {
     /// Under whose ids it runs.
     pub user: UserSpec,
     /// The program and its arguments.
-    #[serde(deserialize_with = "null_is_empty")]
     pub args: Vec<String>,
     /// `KEY=value` each.
-    #[serde(deserialize_with = "null_is_empty")]
     pub env: Vec<String>,
     /// The working directory, inside the root file system.
     pub cwd: PathBuf,
@@ -328,17 +341,7 @@ pub struct UserSpec {
     /// File mode creation mask.
     pub umask: Option<u32>,
     /// Supplementary groups.
-    #[serde(deserialize_with = "null_is_empty")]
     pub additional_gids: Vec<u32>,
-}
-
-/// Go writes an empty list or map as `null`.
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]
@@ -367,17 +370,29 @@ mod tests {
     }
 
     #[test]
-    fn null_lists_are_empty_ones() {
-        let spec: Spec =
-            serde_json::from_str(r#"{"annotations":null,"process":{"args":null,"cwd":"/"}}"#).unwrap();
-        assert!(spec.process.unwrap().args.is_empty());
+    fn a_null_in_place_of_any_field_at_any_depth_is_its_zero_value() {
+        let texts = nulls::tests::texts_with_a_null::<Spec>();
+        for known in [
+            r#"{"process":{"user":null}}"#,
+            r#"{"process":{"noNewPrivileges":null}}"#,
+            r#"{"process":{"args":[null]}}"#,
+            r#"{"root":{"readonly":null}}"#,
+            r#"{"annotations":{"any":null}}"#,
+            r#"{"linux":{"namespaces":[{"type":null}]}}"#,
+        ] {
+            assert!(texts.iter().any(|text| text == known), "{known} is not among {texts:#?}");
+        }
+        for text in texts {
+            let parsed = nulls::from_slice::<Spec>(text.as_bytes());
+            assert!(parsed.is_ok(), "{text}: {}", parsed.unwrap_err());
+        }
     }
 
     #[test]
     fn pids_are_shared_unless_a_new_namespace_is_asked_for() {
         let shares = |linux: &str| {
             let text = format!(r#"{{"linux":{linux}}}"#);
-            serde_json::from_str::<Spec>(&text).unwrap().shares_pids()
+            nulls::from_slice::<Spec>(text.as_bytes()).unwrap().shares_pids()
         };
         for shared in [
             "null",
@@ -404,7 +419,7 @@ mod tests {
         let record = br#"{"init":{"pid":7,"start_time":9},"exit":{"status":1,"seconds":2,"nanos":3}}"#;
         let mut mutations = Mutations::seeded(4);
         for _ in 0..rounds(20_000) {
-            let _ = serde_json::from_slice::<Spec>(&mutations.change(spec));
+            let _ = nulls::from_slice::<Spec>(&mutations.change(spec));
             if let Ok(Record { exit: Some(exit), .. }) = serde_json::from_slice(&mutations.change(record)) {
                 let _ = Exit::from(exit);
             }

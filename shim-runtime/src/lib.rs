@@ -47,6 +47,7 @@ mod managed;
 mod mount;
 #[cfg(any(test, feature = "testing"))]
 mod mutation;
+mod nulls;
 #[cfg(feature = "oci")]
 mod oci;
 mod process;

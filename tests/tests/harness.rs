@@ -56,7 +56,7 @@ impl Shim for Host {
 }
 
 fn annotation(bundle: &Bundle, name: &str) -> Result<Option<String>> {
-    Ok(bundle.spec()?.annotations.remove(name))
+    Ok(bundle.annotations()?.remove(name))
 }
 
 /// Every container is a thread that ends by a signal, or never.

@@ -10,6 +10,7 @@ use super::{Any, Context, CreateTaskRequest, Gated, Mount, Running};
 use crate::bundle::{Bundle, ProcessSpec};
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
+use crate::nulls;
 use crate::spawn::{Command, Output};
 use crate::stdio::Stdio;
 
@@ -181,7 +182,7 @@ impl Exec {
     /// # Errors
     /// `InvalidArgument` when it is not what the OCI runtime specification says.
     pub fn process(&self) -> Result<ProcessSpec> {
-        serde_json::from_slice(&self.spec.value)
+        nulls::from_slice(&self.spec.value)
             .map_err(Error::invalid_argument_from)
             .context(|| format!("cannot understand the process specification of `{}`", self.id))
     }

@@ -109,7 +109,7 @@ pub trait RawShim: Sized + Send + Sync + 'static {
 /// The value of the first label that is among the bundle's annotations. A bundle without a `config.json` is
 /// one of a sandbox, which shims without a sandbox service are not started for.
 fn annotated_group(cx: &Context, bundle: Option<&Bundle>, labels: &[&str]) -> Result<Option<String>> {
-    let mut annotations = bundle.unwrap_or(cx.bundle()).spec()?.annotations;
+    let mut annotations = bundle.unwrap_or(cx.bundle()).annotations()?;
     let found = labels.iter().find_map(|label| annotations.remove(*label));
     Ok(found.filter(|group| !group.is_empty()))
 }

@@ -14,6 +14,7 @@ use crate::api::Any;
 use crate::bootstrap::type_name;
 use crate::bundle::Bundle;
 use crate::error::{Error, Result, WithContext};
+use crate::nulls;
 
 const TYPE: &str = "containerd.runc.v1.Options";
 const FILE: &str = "options.json";
@@ -75,7 +76,7 @@ impl Options {
     /// Those that a shim, this one or an older one, has left in the bundle.
     pub(super) fn read(bundle: &Bundle) -> Self {
         let file = |name| std::fs::read_to_string(bundle.path().join(name));
-        let kept = file(FILE).ok().and_then(|text| serde_json::from_str::<Self>(&text).ok());
+        let kept = file(FILE).ok().and_then(|text| nulls::from_slice::<Self>(text.as_bytes()).ok());
         let mut options = kept.unwrap_or_default();
         if options.binary_name.is_empty() {
             file(ENGINE_FILE).unwrap_or_default().trim().clone_into(&mut options.binary_name);

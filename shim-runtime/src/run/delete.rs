@@ -19,6 +19,7 @@ use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::level::Level;
 use crate::mount;
+use crate::nulls;
 use crate::socket::Socket;
 use crate::sys;
 use crate::types::{Exit, Signal};
@@ -74,7 +75,7 @@ fn address_for_daemon(bundle: &Bundle) -> Option<String> {
         address: String,
     }
     let text = std::fs::read(bundle.path().join("bootstrap.json")).ok()?;
-    serde_json::from_slice::<Bootstrap>(&text).ok().map(|told| told.address)
+    nulls::from_slice::<Bootstrap>(&text).ok().map(|told| told.address)
 }
 
 /// Ends and takes away what a dead shim left of its container. Returns the exit, if the author's code knows it.

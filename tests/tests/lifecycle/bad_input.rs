@@ -91,7 +91,7 @@ fn a_broken_or_missing_config_is_named() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = shell(&ctrd, "c1", "", "true")?;
     let config = bundle.path().join("config.json");
-    for broken in ["", "{", "[]", r#"{"process":7}"#, r#"{"annotations":{"a":1}}"#] {
+    for broken in ["", "{", "[]", r#"{"annotations":{"a":1}}"#] {
         std::fs::write(&config, broken)?;
         let (_, text) = sentence(&ctrd, &ctrd.launch(FIXTURE, &bundle, "start"))?;
         assert!(text.starts_with(&format!("cannot understand `{}`", config.display())), "{text}");
@@ -100,6 +100,20 @@ fn a_broken_or_missing_config_is_named() -> Result<()> {
     let (_, text) = sentence(&ctrd, &ctrd.launch(FIXTURE, &bundle, "start"))?;
     assert!(text.starts_with(&format!("cannot read `{}`", config.display())), "{text}");
     Ok(())
+}
+
+/// It needs them to know the group, and nothing else.
+#[test]
+fn start_reads_the_annotations_alone_and_create_names_what_is_broken_in_the_rest() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "true")?;
+    let config = bundle.path().join("config.json");
+    std::fs::write(&config, r#"{"process":7,"root":[],"annotations":{"io.containerd.runc.v2.group":null}}"#)?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let refused = shim.task().create(&bundle).unwrap_err().to_string();
+    assert!(refused.contains(&format!("cannot understand `{}`", config.display())), "{refused}");
+    shim.end()?;
+    ctrd.check()
 }
 
 #[test]
