@@ -23,6 +23,10 @@
 //! The main thread reaps the children that it forked itself, which are those started through this crate, and
 //! orphans. Children of your own (`std::process` among them) are left to the thread that started them, as long
 //! as that thread lives: when a thread ends, its children become the main thread's.
+//!
+//! # What containerd demands
+//! The module [`contract`] is the specification of a shim as this crate keeps it, release by release. It is written
+//! for shim authors in any language, and the rest of the documentation points into it.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("shim-runtime needs Linux: containerd shims for other systems work differently");
@@ -37,6 +41,9 @@ mod bootstrap;
 mod bundle;
 mod caller;
 mod cgroup;
+#[doc = include_str!("../docs/contract.md")]
+#[expect(clippy::doc_markdown, reason = "the names of RPCs and events are words of the field there")]
+pub mod contract {}
 mod crash;
 mod entry;
 mod error;

@@ -20,7 +20,7 @@ use crate::{Pid, Signal};
 /// How long processes may take to end after the last container is gone.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the contract names in a bundle (2.3, 2.5, 4, 8, 9.2, 11.3), and `shim.json`, where this runtime keeps what
+/// What a bundle may hold (contract 2.3, 2.5, 4, 8, 9.2, 11.3), and `shim.json`, where this runtime keeps what
 /// `delete` must know.
 const BUNDLE_FILES: [&str; 16] = [
     "address",
