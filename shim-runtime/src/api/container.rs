@@ -1,7 +1,8 @@
 //! One container, as an author writes it: what its processes are, not when what may be called.
 
 use super::{Any, CheckpointTaskRequest, Exec, Running, Started, UpdateTaskRequest};
-use crate::error::{Error, Result};
+use crate::cgroup::Group;
+use crate::error::{Error, Result, WithContext};
 use crate::reaper::ExitSlot;
 use crate::stdio::Stdio;
 use crate::types::{Pid, Signal};
@@ -67,10 +68,12 @@ pub trait Container: Send + Sync + 'static {
         self.inner().map_or_else(|| Err(unwritten("checkpoint")), |inner| inner.checkpoint(req))
     }
 
-    /// What the container has used: a `Metrics` message of cgroup v1 or v2. By default read from the cgroup of
-    /// the init process, `NotFound` where that is the shim's own.
+    /// What the container has used: a `Metrics` message of cgroup v1 or v2. By default read from the cgroup that
+    /// the init process was in when it was created, as long as there is that cgroup, so after its end too;
+    /// `NotFound` where that is the shim's own. containerd asks after the end to tell whether the container has
+    /// been killed for want of memory.
     fn stats(&self, init: &Target<'_>) -> Result<Any> {
-        self.inner().map_or_else(|| crate::cgroup::stats_of(init.pid()), |inner| inner.stats(init))
+        self.inner().map_or_else(|| init.stats(), |inner| inner.stats(init))
     }
 
     /// The processes in the container. By default its init process and running execs.
@@ -137,6 +140,17 @@ impl<'a> Target<'a> {
             sent = sent.or(process.signal(signal, self.all));
         }
         sent
+    }
+
+    /// The cgroup of the process.
+    pub(crate) fn cgroup(&self) -> Result<&Group> {
+        let process = self.processes.first();
+        process.ok_or_else(|| Error::not_found("the container has no process yet"))?.cgroup()
+    }
+
+    /// What the process's cgroup tells.
+    pub(crate) fn stats(&self) -> Result<Any> {
+        self.cgroup().and_then(Group::stats).context(|| "no metrics")
     }
 
     /// Where the exits arrive of those that are meant and can only be asked to stop.

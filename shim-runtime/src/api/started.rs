@@ -1,10 +1,11 @@
 //! What `start` and `exec` hand back: something that runs, can be told to stop, and will exit once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use super::{Child, Context};
+use crate::cgroup::Group as Cgroup;
 use crate::error::{Error, Result, WithContext};
 use crate::logger::panic_message;
 use crate::reaper::{ExitSlot, Group, lock};
@@ -71,7 +72,7 @@ impl Started {
     /// is told through the handle.
     pub fn external(stop: impl Fn(Signal) + Send + Sync + 'static) -> (Self, ExitHandle) {
         let exit = ExitSlot::default();
-        let running = Running { pid: None, life: Life::Stop(Box::new(stop)), exit: exit.clone() };
+        let running = Running::new(None, Life::Stop(Box::new(stop)), exit.clone());
         (Self(Kind::Running(Arc::new(running))), ExitHandle(exit))
     }
 
@@ -149,6 +150,7 @@ pub(crate) struct Running {
     pub(crate) pid: Option<Pid>,
     life: Life,
     pub(crate) exit: ExitSlot,
+    cgroup: OnceLock<Box<Cgroup>>,
 }
 
 enum Life {
@@ -157,16 +159,35 @@ enum Life {
 }
 
 impl Running {
+    fn new(pid: Option<Pid>, life: Life, exit: ExitSlot) -> Self {
+        Self { pid, life, exit, cgroup: OnceLock::new() }
+    }
+
     /// A child that leads a process group of its own.
     pub(crate) fn group_leader(child: spawn::Child, supervisor: &Supervisor) -> Self {
         let life = Life::Child { supervisor: supervisor.clone(), leads_group: true };
-        Self { pid: Some(child.pid), life, exit: child.exit }
+        Self::new(Some(child.pid), life, child.exit)
     }
 
     /// A child that a runtime command left behind.
     pub(crate) fn adopted(child: spawn::Child, supervisor: &Supervisor) -> Self {
         let life = Life::Child { supervisor: supervisor.clone(), leads_group: false };
-        Self { pid: Some(child.pid), life, exit: child.exit }
+        Self::new(Some(child.pid), life, child.exit)
+    }
+
+    /// The cgroup that it was in when this was first asked, which the runtime does as soon as there is a process: a
+    /// process that has ended tells no more where it was, and one that runs may go on to a cgroup below, as systemd
+    /// does, which is a part of its container only.
+    ///
+    /// # Errors
+    /// `NotFound` without a process, or without a cgroup of its own.
+    pub(crate) fn cgroup(&self) -> Result<&Cgroup> {
+        if let Some(cgroup) = self.cgroup.get() {
+            return Ok(cgroup);
+        }
+        let pid = self.pid.filter(|_| self.exit.get().is_none());
+        let found = Cgroup::of(pid.ok_or_else(|| Error::not_found("there is no process to find it by"))?)?;
+        Ok(self.cgroup.get_or_init(|| Box::new(found)))
     }
 
     /// Sends a signal, with `all` to the whole process group where there is one.

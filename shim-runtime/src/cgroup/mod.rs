@@ -19,7 +19,6 @@ use std::sync::{Arc, OnceLock};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::mount::unescape;
 use crate::types::Pid;
@@ -34,14 +33,6 @@ pub(crate) use oom::OomWatch;
 const MAIN_CONTROLLERS: [&str; 4] = ["memory", "cpuacct", "cpu", "pids"];
 /// How `/proc/PID/cgroup` names the controllers of the unified hierarchy.
 const UNIFIED: &str = "";
-
-/// Metrics of the cgroup that a process is in, unless that is the shim's own.
-///
-/// "Not found" where there are none to tell, which containerd skips in silence (contract 6.3).
-pub(crate) fn stats_of(pid: Option<Pid>) -> Result<Any> {
-    let pid = pid.ok_or_else(|| Error::not_found("the container has no process of its own"));
-    pid.and_then(Group::of).and_then(|group| group.stats()).context(|| "no metrics")
-}
 
 /// Puts a process into a cgroup that exists: in every hierarchy of version 1 that has it, else in the unified
 /// one (contract 9.2).
@@ -280,6 +271,7 @@ mod tests {
     use protobuf::Message as _;
 
     use super::*;
+    use crate::api::Any;
     use crate::error::Code;
 
     /// A directory of files, removed in the end.
@@ -313,6 +305,10 @@ mod tests {
 
     pub(super) fn group(tree: &Tree, pid: u32) -> Result<Group> {
         Group::at(Arc::new(Host::at(tree.root())?), Pid::new(pid).unwrap())
+    }
+
+    fn stats_here(pid: Option<Pid>) -> Result<Any> {
+        Group::of(pid.unwrap())?.stats()
     }
 
     fn stats(tree: &Tree, pid: u32) -> Result<Any> {
@@ -456,11 +452,11 @@ mod tests {
     }
 
     #[test]
-    fn no_process_and_a_process_that_is_gone_are_not_found() {
+    fn the_shim_itself_and_a_process_that_is_gone_are_not_found() {
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        for pid in [None, Pid::new(child.id()), Some(Pid::own())] {
-            assert_eq!(stats_of(pid).unwrap_err().code(), Code::NotFound);
+        for pid in [Pid::new(child.id()), Some(Pid::own())] {
+            assert_eq!(stats_here(pid).unwrap_err().code(), Code::NotFound);
         }
     }
 
@@ -511,7 +507,7 @@ mod tests {
             return;
         }
         let pid = Pid::new(contained.child.id());
-        let any = stats_of(pid).unwrap();
+        let any = stats_here(pid).unwrap();
         if any.type_url != "io.containerd.cgroups.v1.Metrics" {
             let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
             assert!(metrics.cpu.is_some(), "{metrics}");
@@ -526,6 +522,6 @@ mod tests {
         contained.child.kill().unwrap();
         let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         waitid(Id::Pid(nix::unistd::Pid::from_raw(pid.unwrap().raw())), ended).unwrap();
-        assert_eq!(stats_of(pid).unwrap_err().code(), Code::NotFound);
+        assert_eq!(stats_here(pid).unwrap_err().code(), Code::NotFound);
     }
 }

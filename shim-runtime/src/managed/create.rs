@@ -60,10 +60,11 @@ impl<S: Shim> Managed<S> {
         };
         crash::here("create.recorded");
         let leftover = create.finish();
-        // Nobody else writes it: the id was reserved by this call.
-        let _ = entry.container.set(container);
         {
             let mut processes = entry.processes();
+            // Nobody else writes it: the id was reserved by this call. From now on the container is found, and its
+            // processes are as they should be by the time that this lock is given up.
+            let _ = entry.container.set(container);
             processes.shares_pids = spec.as_ref().is_none_or(Spec::shares_pids);
             let init = &mut processes.init;
             init.pid = pid;

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::end::tell;
-use super::processes::wait_response;
+use super::processes::{Processes, wait_response};
 use super::state::{Move, Phase};
 use super::table::Entry;
 use super::{Managed, author};
 use crate::api::{Container, DeleteResponse, Shim};
 use crate::crash;
-use crate::error::{Result, WithContext};
+use crate::error::{Error, Result, WithContext};
 use crate::mount;
 use crate::reaper::lock;
 use crate::types::Exit;
 
-/// How long a process that is deleted before it was started has to die of its SIGKILL.
-const DEATH: Duration = Duration::from_secs(5);
+/// How long what is deleted before it was started has to die of its SIGKILL: longer than it takes to give up what can
+/// only be asked to stop.
+const DEATH: Duration = Duration::from_secs(7);
 /// How long a Delete lets signals and questions come back that are still under way.
 const LATE_CALLS: Duration = Duration::from_secs(2);
 
@@ -34,14 +35,17 @@ impl<S: Shim> Managed<S> {
             before
         };
         self.give_up(&entry, before)
-            .inspect_err(|_| entry.processes().init.phase = before)
+            .inspect_err(|_| {
+                let init = &mut entry.processes().init;
+                // Its exit may have been told meanwhile, and stands.
+                init.phase = if init.exit.is_some() { Phase::Stopped } else { before };
+            })
             .context(|| format!("cannot delete container `{id}`"))
     }
 
     fn give_up(&self, entry: &Arc<Entry<S::Container>>, before: Phase) -> Result<DeleteResponse> {
         if before == Phase::Created {
-            end_unstarted(entry);
-            self.settle(entry);
+            self.end_unstarted(entry)?;
         }
         let (target, streams) = {
             let mut processes = entry.processes();
@@ -73,6 +77,26 @@ impl<S: Shim> Managed<S> {
         self.0.table.bury(&entry.id, &answer);
         tell(told);
         Ok(answer)
+    }
+
+    /// Ends a container that was never started, with the execs that run in it, and waits until their exits are told:
+    /// what has a create event or a start event has an exit event, before the delete event.
+    fn end_unstarted(&self, entry: &Arc<Entry<S::Container>>) -> Result<()> {
+        let (init, more) = {
+            let processes = entry.processes();
+            (processes.init.running.clone(), processes.has_live_execs() || processes.may_leave_more())
+        };
+        match init {
+            // Whoever notices its end ends what it leaves.
+            Some(init) => init.end(),
+            None if more => self.kill_the_rest(entry),
+            None => {}
+        }
+        self.settle(entry);
+        if entry.wait_until(DEATH, Processes::are_at_rest) {
+            return Ok(());
+        }
+        Err(Error::failed_precondition("its processes were killed, and do not die"))
     }
 
     /// Deletes an exec that has ended or was never started. It has no event (contract 6.3).
@@ -112,17 +136,6 @@ fn record_given_up<C>(entry: &Entry<C>) {
     record.given_up = true;
     if let Err(error) = entry.bundle.write_record(&record) {
         log::warn!("{error}");
-    }
-}
-
-/// Ends a process that waits at its gate, and waits until its exit is published: it has a create event, so
-/// it has an exit event, before the delete event.
-fn end_unstarted<C>(entry: &Entry<C>) {
-    let running = entry.processes().init.running.clone();
-    let Some(running) = running else { return };
-    running.end();
-    if running.exit.wait_for(DEATH).is_none() {
-        log::warn!("the process of container `{}` does not die", entry.id);
     }
 }
 

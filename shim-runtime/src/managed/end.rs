@@ -49,6 +49,7 @@ impl<S: Shim> Managed<S> {
     pub(super) fn settle(&self, entry: &Arc<Entry<S::Container>>) {
         let (told, rest) = entry.processes().settle(&self.0.events);
         tell(told);
+        entry.notify_settled();
         if let Some(rest) = rest {
             self.end_later(entry, rest);
         }

@@ -3,23 +3,21 @@
 use super::Managed;
 use super::table::Entry;
 use crate::api::{Running, Shim, TaskOOM};
-use crate::cgroup::Group;
 use crate::error::Result;
 use crate::reaper::lock;
-use crate::types::Pid;
 
 impl<S: Shim> Managed<S> {
     /// Watches the cgroup of a container's init from its creation on. A container whose cgroup is the shim's, or
     /// that has no process, is not watched; what else fails is only logged, for the container runs all the same.
     pub(super) fn watch_memory(&self, entry: &Entry<S::Container>, running: Option<&Running>) {
-        let Some(pid) = running.and_then(|running| running.pid) else { return };
-        if let Err(error) = self.watch_cgroup(entry, pid) {
+        let Some(running) = running.filter(|running| running.pid.is_some()) else { return };
+        if let Err(error) = self.watch_cgroup(entry, running) {
             log::debug!("kills for want of memory in `{}` are not told: {error}", entry.id);
         }
     }
 
-    fn watch_cgroup(&self, entry: &Entry<S::Container>, pid: Pid) -> Result<()> {
-        let group = Group::of(pid)?;
+    fn watch_cgroup(&self, entry: &Entry<S::Container>, running: &Running) -> Result<()> {
+        let group = running.cgroup()?;
         if let Err(error) = group.enable_controllers() {
             log::warn!("cannot enable all controllers for the cgroup of `{}`: {error}", entry.id);
         }

@@ -175,6 +175,8 @@ pub(super) struct Processes {
     pub(super) execs: HashMap<String, Process>,
     /// What it runs is not ended by the kernel with its init.
     pub(super) shares_pids: bool,
+    /// Something of the user's has run: the init, or an exec before it.
+    ran: bool,
     aftermath: Aftermath,
 }
 
@@ -205,6 +207,7 @@ impl Processes {
             init,
             execs: HashMap::new(),
             shares_pids: true,
+            ran: false,
             aftermath: Aftermath::ToCome,
         }
     }
@@ -222,15 +225,15 @@ impl Processes {
 
     /// Adds an exec, to be started later.
     pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
-        self.init.check(Move::Exec)?;
-        if self.init.pid == 0 {
-            let message = format!("cannot execute a process in {}: it is not restored yet", self.init.what);
-            return Err(Error::failed_precondition(message));
-        }
         let names = StdioNames::from(&request);
         let exec = request.exec_id;
         if self.execs.contains_key(&exec) {
             return Err(Error::already_exists(format!("exec `{exec}` exists in container `{}`", self.id)));
+        }
+        self.init.check(Move::Exec)?;
+        if self.init.pid == 0 {
+            let message = format!("cannot execute a process in {}: it is not restored yet", self.init.what);
+            return Err(Error::failed_precondition(message));
         }
         let what = format!("exec `{exec}` of container `{}`", self.id);
         let mut process = Process::new(what, Phase::Created, names);
@@ -239,9 +242,9 @@ impl Processes {
         Ok(())
     }
 
-    /// Begins to start an exec, which needs a container that runs.
+    /// Begins to start an exec, which needs a container that lives.
     pub(super) fn begin_exec(&mut self, exec: &str) -> Result<&mut Process> {
-        self.init.check(Move::StartExec)?;
+        self.init.check(Move::Exec)?;
         let process = self.get(exec)?;
         process.advance(Move::Start, Phase::Starting)?;
         Ok(process)
@@ -287,12 +290,36 @@ impl Processes {
         (told, None)
     }
 
-    /// What an init leaves that ends now. One that was never started has started nothing.
+    /// A process runs now; returns the signals that came while it was started.
+    pub(super) fn started(&mut self, exec: &str, running: &Arc<Running>, pid: u32) -> Vec<(Signal, bool)> {
+        self.ran = true;
+        let Ok(process) = self.get(exec) else { return Vec::new() };
+        process.running = Some(running.clone());
+        process.pid = pid;
+        process.phase = Phase::Running;
+        std::mem::take(&mut process.early_signals)
+    }
+
+    /// What an init leaves that ends now.
     fn rest(&self) -> Rest {
         let frozen = matches!(self.init.phase, Phase::Pausing | Phase::Paused);
-        let ran = frozen || matches!(self.init.phase, Phase::Running | Phase::Resuming);
-        let has_execs = self.execs.values().any(|exec| exec.phase.is_live() && !exec.is_over());
-        Rest { frozen, alive: has_execs || (ran && self.shares_pids) }
+        Rest { frozen, alive: self.has_live_execs() || self.may_leave_more() }
+    }
+
+    /// Whether execs run, or are about to.
+    pub(super) fn has_live_execs(&self) -> bool {
+        self.execs.values().any(|exec| exec.phase.is_live() && !exec.is_over())
+    }
+
+    /// Whether nothing runs, and every exit that has to be told was told.
+    pub(super) fn are_at_rest(&self) -> bool {
+        let init_is_over = self.init.running.is_none() || self.init.exit.is_some();
+        init_is_over && !self.execs.values().any(|exec| exec.phase.is_live())
+    }
+
+    /// Whether processes may be left that nobody has told the shim of. What never ran has started none.
+    pub(super) fn may_leave_more(&self) -> bool {
+        self.ran && self.shares_pids
     }
 
     /// Author code has done what there was to do after the init's end.

@@ -60,9 +60,6 @@ impl<S: Shim> Task for Managed<S> {
     fn state(&self, _: &Call<'_>, req: StateRequest) -> Result<StateResponse> {
         let entry = self.0.table.find(&req.id)?;
         let mut processes = entry.processes();
-        if processes.init.phase == Phase::Creating {
-            return Err(Error::not_found(format!("container `{}` is being created", req.id)));
-        }
         let paused =
             matches!(processes.init.phase, Phase::Paused | Phase::Pausing).then_some(processes.init.phase);
         let process = processes.get(&req.exec_id)?;
@@ -141,7 +138,7 @@ impl<S: Shim> Task for Managed<S> {
         let entry = self.0.table.find(&req.id)?;
         let target = {
             let mut processes = entry.processes();
-            processes.init.check(Move::Observe)?;
+            processes.init.check(Move::Measure)?;
             processes.target("")?
         };
         let _inside = entry.calls.enter();
@@ -153,7 +150,7 @@ impl<S: Shim> Task for Managed<S> {
         let entry = self.0.table.find(&req.id)?;
         let (over, init, target) = {
             let mut processes = entry.processes();
-            let over = processes.init.check(Move::Observe).is_err();
+            let over = processes.init.is_over() || processes.init.phase == Phase::Deleting;
             (over, processes.init.pid, processes.target("")?)
         };
         let _inside = entry.calls.enter();
@@ -175,7 +172,11 @@ impl<S: Shim> Task for Managed<S> {
 
     fn resize_pty(&self, _: &Call<'_>, req: ResizePtyRequest) -> Result<Empty> {
         let entry = self.0.table.find(&req.id)?;
-        entry.processes().get(&req.exec_id)?.resize(req.width, req.height)?;
+        let mut processes = entry.processes();
+        // As Go's shim has it: the size of a container's terminal may come late, that of an exec's may not.
+        if !(req.exec_id.is_empty() && processes.init.is_over()) {
+            processes.get(&req.exec_id)?.resize(req.width, req.height)?;
+        }
         Ok(Empty::default())
     }
 

@@ -113,15 +113,10 @@ impl<S: Shim> Managed<S> {
         }
         let (early_signals, too_late) = {
             let mut processes = entry.processes();
-            let mut early_signals = Vec::new();
-            if let Ok(process) = processes.get(exec.unwrap_or_default()) {
-                process.running = Some(running.clone());
-                process.pid = pid;
-                process.phase = Phase::Running;
-                early_signals = std::mem::take(&mut process.early_signals);
-            }
+            let early_signals = processes.started(exec.unwrap_or_default(), running, pid);
             self.0.events.started(&entry.id, exec, pid);
-            (early_signals, exec.is_some() && processes.init.is_over())
+            let init_goes = processes.init.is_over() || processes.init.phase == Phase::Deleting;
+            (early_signals, exec.is_some() && init_goes)
         };
         self.settle(entry);
         crash::here("start.queued");

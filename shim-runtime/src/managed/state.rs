@@ -29,16 +29,16 @@ pub(super) enum Phase {
 pub(super) enum Move {
     Start,
     Delete,
+    /// An exec is added, or started, which engines can do before they start the init.
     Exec,
-    /// Start of an exec, as far as its container is concerned.
-    StartExec,
     Kill,
     Pause,
     Resume,
     Update,
     Checkpoint,
     Resize,
-    Observe,
+    /// Stats.
+    Measure,
 }
 
 impl Phase {
@@ -78,10 +78,11 @@ impl Phase {
         match wanted {
             Move::Start => self == Created,
             Move::Delete => matches!(self, Created | Stopped | Failed),
-            // An exec may be added before its container runs, and is refused once that cannot run it.
             Move::Exec => matches!(self, Created | Starting | Running),
-            Move::Kill | Move::Observe => !matches!(self, Creating | Stopped | Deleting),
-            Move::Pause | Move::StartExec => self == Running,
+            Move::Kill => !matches!(self, Creating | Stopped | Deleting),
+            // What it has used is there as long as its cgroup is.
+            Move::Measure => !matches!(self, Creating | Deleting),
+            Move::Pause => self == Running,
             Move::Resume => self == Paused,
             Move::Update => matches!(self, Created | Starting | Running | Paused),
             Move::Checkpoint => matches!(self, Running | Paused),
@@ -97,18 +98,18 @@ impl Phase {
         let verb = match wanted {
             Move::Start => "start",
             Move::Delete => "delete",
-            Move::Exec | Move::StartExec => "execute a process in",
+            Move::Exec => "execute a process in",
             Move::Kill => "kill",
             Move::Pause => "pause",
             Move::Resume => "resume",
             Move::Update => "update",
             Move::Checkpoint => "checkpoint",
             Move::Resize => "resize the terminal of",
-            Move::Observe => "look into",
+            Move::Measure => "measure",
         };
         let message = format!("cannot {verb} {what}: it is {}", self.name());
         // Clients take this code for "already done" (contract 6.3, Kill).
-        let gone = matches!(wanted, Move::Kill | Move::Observe) && self != Self::Creating;
+        let gone = matches!(wanted, Move::Kill | Move::Measure);
         Err(if gone { Error::not_found(message) } else { Error::failed_precondition(message) })
     }
 }
@@ -141,7 +142,6 @@ mod tests {
         assert_eq!(allowed(Move::Start), [Created]);
         assert_eq!(allowed(Move::Delete), [Created, Stopped, Failed]);
         assert_eq!(allowed(Move::Exec), [Created, Starting, Running]);
-        assert_eq!(allowed(Move::StartExec), [Running]);
         assert_eq!(allowed(Move::Pause), [Running]);
         assert_eq!(allowed(Move::Resume), [Paused]);
         assert_eq!(allowed(Move::Checkpoint), [Running, Paused]);
@@ -158,6 +158,5 @@ mod tests {
     #[test]
     fn killing_what_has_ended_is_not_found() {
         assert_eq!(Phase::Stopped.check(Move::Kill, "x").unwrap_err().code(), Code::NotFound);
-        assert_eq!(Phase::Creating.check(Move::Kill, "x").unwrap_err().code(), Code::FailedPrecondition);
     }
 }

@@ -1,7 +1,8 @@
 //! The containers of a shim by id, and what is remembered of those that were deleted.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::calls::Calls;
 use super::processes::Processes;
@@ -22,6 +23,8 @@ pub(super) struct Entry<C> {
     /// Set once author code has made it.
     pub(super) container: OnceLock<C>,
     processes: Mutex<Processes>,
+    /// Something was settled among the processes.
+    settled: Condvar,
     /// What the bundle tells after our death.
     pub(super) record: Mutex<Record>,
     /// While its init lives.
@@ -34,6 +37,18 @@ impl<C> Entry<C> {
     /// Locked for look-ups and changes of state, never across a system call that may block.
     pub(super) fn processes(&self) -> MutexGuard<'_, Processes> {
         lock(&self.processes)
+    }
+
+    /// Waits, at most for `limit`, until something is so among the processes; returns whether it is.
+    pub(super) fn wait_until(&self, limit: Duration, is_so: impl Fn(&Processes) -> bool) -> bool {
+        let waited = self.settled.wait_timeout_while(self.processes(), limit, |processes| !is_so(processes));
+        let (processes, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        is_so(&processes)
+    }
+
+    /// Has whoever waits for the processes look at them again.
+    pub(super) fn notify_settled(&self) {
+        self.settled.notify_all();
     }
 
     /// The author's container, which exists once Create has been answered.
@@ -74,6 +89,7 @@ impl<C> Table<C> {
             bundle: Bundle::new(&request.bundle),
             container: OnceLock::new(),
             processes: Mutex::new(Processes::new(id, request)),
+            settled: Condvar::new(),
             record: Mutex::default(),
             memory: Mutex::default(),
             calls: Calls::default(),
@@ -83,9 +99,13 @@ impl<C> Table<C> {
         Ok(entry)
     }
 
+    /// A container, as soon as there is one: while author code still makes it, callers are told what they are told
+    /// before its Create (contract 6.3).
     pub(super) fn find(&self, id: &str) -> Result<Arc<Entry<C>>> {
         let found = lock(&self.state).entries.get(id).cloned();
-        found.ok_or_else(|| Error::not_found(format!("no container `{id}`")))
+        let entry = found.ok_or_else(|| Error::not_found(format!("no container `{id}`")))?;
+        entry.container()?;
+        Ok(entry)
     }
 
     /// Forgets a container that was never finished.

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -62,8 +61,6 @@ pub struct Oci {
     bundle: Bundle,
     options: Options,
     made: Made,
-    /// As the engine made it: an init may go on to one below, as systemd does, and that is a part only.
-    group: OnceLock<Box<Group>>,
 }
 
 /// How the container came to be.
@@ -91,10 +88,7 @@ impl Oci {
         options.flags(&mut command);
         let created = cli.run_detached("create", command, &pid_file);
         let pid = created.inspect_err(|error| give_up(&cli, &pid_file, error))?;
-        let oci = Self { cli, bundle, options, made: Made::Created(pid), group: OnceLock::new() };
-        // Without one, or if it is gone by now, whoever asks for it is told.
-        let _ = oci.group(Some(pid));
-        Ok(oci)
+        Ok(Self { cli, bundle, options, made: Made::Created(pid) })
     }
 
     /// Mounts the root file system for a container whose image was written by `checkpoint`. The engine brings
@@ -106,7 +100,7 @@ impl Oci {
         let (cli, options) = Self::prepare(req, engine)?;
         let bundle = req.bundle().clone();
         let image = Image::new(image, req.parent_checkpoint(), &options, &bundle);
-        Ok(Self { cli, bundle, options, made: Made::Checkpointed(image), group: OnceLock::new() })
+        Ok(Self { cli, bundle, options, made: Made::Checkpointed(image) })
     }
 
     fn prepare(req: &mut Create, engine: Engine) -> Result<(Cli, Options)> {
@@ -133,16 +127,6 @@ impl Oci {
     /// Names an engine that is missing.
     pub fn info(options: Option<&Any>, engine: Engine) -> Result<Info> {
         info::info(engine, options)
-    }
-
-    /// The container's cgroup, found by its init.
-    fn group(&self, init: Option<Pid>) -> Result<&Group> {
-        if let Some(group) = self.group.get() {
-            return Ok(group);
-        }
-        let init = init.ok_or_else(|| Error::not_found("the container has no process yet"))?;
-        let found = Group::of(init)?;
-        Ok(self.group.get_or_init(|| Box::new(found)))
     }
 
     /// Where the engine writes the pid of an exec.
@@ -216,13 +200,9 @@ impl Container for Oci {
         checkpoint::checkpoint(&self.cli, &self.bundle, req)
     }
 
-    fn stats(&self, init: &Target<'_>) -> Result<Any> {
-        self.group(init.pid()).and_then(Group::stats).context(|| "no metrics")
-    }
-
     /// All processes of the container's cgroup, those that it started itself among them.
     fn pids(&self, init: &Target<'_>) -> Result<Vec<Pid>> {
-        match self.group(init.pid()).and_then(Group::pids) {
+        match init.cgroup().and_then(Group::pids) {
             Err(error) if error.code() == Code::NotFound => Ok(init.known_pids()),
             listed => listed,
         }

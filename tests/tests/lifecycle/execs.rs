@@ -3,11 +3,11 @@
 use std::thread;
 
 use shim_runtime::testing::api::Status;
-use shim_runtime::testing::{Failure, Mode, Result};
+use shim_runtime::testing::{Bundle, Dialect, Failure, FakeContainerd, Mode, Result, Shim};
 use shim_runtime::{Code, Signal};
 
-use super::LIMIT;
 use super::host::{Host, Parked, gated};
+use super::{FIXTURE, LIMIT, bundle};
 
 /// The code of a call that must fail.
 pub(super) fn code<T: std::fmt::Debug>(result: Result<T>) -> Option<Code> {
@@ -216,4 +216,72 @@ fn execs_are_told_of_in_pids_by_their_id() -> Result<()> {
     exec.wait().answer(LIMIT)?;
     exec.delete()?;
     host.end()
+}
+
+/// A container that is created, and not started.
+fn unstarted(kind: &str) -> Result<(FakeContainerd, Bundle, Shim)> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = bundle(&ctrd, "c1", kind).args(["sleep", "1000"]).build()?;
+    let shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.task().create(&bundle)?;
+    Ok((ctrd, bundle, shim))
+}
+
+#[test]
+fn an_exec_runs_in_a_container_that_is_not_started_yet() -> Result<()> {
+    let (ctrd, bundle, mut shim) = unstarted("")?;
+    let (task, exec) = (shim.task(), shim.task().exec("e1"));
+    exec.add(&bundle, &["sh", "-c", "exit 7"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+    exec.start()?;
+    assert_eq!(exec.wait().answer(LIMIT)?.exit_status, 7);
+    assert_eq!(task.state()?.status, Status::CREATED.into());
+    exec.delete()?;
+    let waiting = task.wait();
+    task.start()?;
+    task.kill(Signal::KILL)?;
+    waiting.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.assert_events(&[
+        "create c1",
+        "exec-added c1/e1",
+        "exec-started c1/e1",
+        "exit c1/e1 7",
+        "start c1",
+        "exit c1 137",
+        "delete c1 137",
+    ])?;
+    ctrd.check()
+}
+
+#[test]
+fn the_deletion_of_a_container_that_was_never_started_ends_its_execs_first() -> Result<()> {
+    for (kind, exits) in [("", &["exit c1/e1 137", "exit c1 137"][..]), ("thread", &["exit c1/e1 137"])] {
+        let (ctrd, bundle, mut shim) = unstarted(kind)?;
+        let exec = shim.task().exec("e1");
+        exec.add(&bundle, &["sleep", "1000"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+        exec.start()?;
+        let waiting = exec.wait();
+        shim.task().delete()?;
+        assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+        shim.end()?;
+        let last = if kind.is_empty() { "delete c1 137" } else { "delete c1 0" };
+        let begun = ["create c1", "exec-added c1/e1", "exec-started c1/e1"];
+        ctrd.assert_events(&[&begun[..], exits, &[last]].concat())?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_init_that_dies_before_its_start_takes_its_execs_along() -> Result<()> {
+    let (ctrd, bundle, mut shim) = unstarted("")?;
+    let exec = shim.task().exec("e1");
+    exec.add(&bundle, &["sleep", "1000"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+    exec.start()?;
+    let waiting = shim.task().wait();
+    shim.task().kill(Signal::KILL)?;
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+    shim.remove()?;
+    ctrd.assert_order(&["exec-started c1/e1", "exit c1/e1 137", "exit c1 137", "delete c1 137"])?;
+    ctrd.check()
 }

@@ -1,7 +1,12 @@
 //! Processes that an OCI runtime leaves behind. Needs root and `runc`.
 
-use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Result};
+use protobuf::Message;
+use shim_runtime::testing::{Bundle, Dialect, FakeContainerd, Mode, Result, Task};
+use shim_runtime::{Code, Signal};
 
+use super::execs::code;
+use super::gate::Gate;
+use super::host::gated;
 use super::{FIXTURE, LIMIT, bundle};
 
 /// Whether the test can run; with `SHIM_TESTS=all` it must.
@@ -52,7 +57,7 @@ fn of_two_hundred_containers_that_exit_at_once_no_exit_is_lost_and_no_zombie_lef
     let server = shim.server()?.pid();
     let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
     assert_eq!(children.split_whitespace().count(), 1, "only the anchor is left: {children}");
-    shim.task().kill(shim_runtime::Signal::KILL)?;
+    shim.task().kill(Signal::KILL)?;
     shim.task().wait().answer(LIMIT)?;
     shim.remove()?;
     ctrd.check()
@@ -78,10 +83,19 @@ fn an_exec_that_runc_leaves_behind_is_adopted() -> Result<()> {
         assert_eq!(exec.delete()?.exit_status, n);
         assert_eq!(stdio.finish(LIMIT)?.stdout, format!("{n}\n").as_bytes());
     }
-    shim.task().kill(shim_runtime::Signal::KILL)?;
+    shim.task().kill(Signal::KILL)?;
     waiting.answer(LIMIT)?;
     shim.remove()?;
     ctrd.check()
+}
+
+/// Takes a container's pid namespace away.
+fn share_pids(bundle: &Bundle) -> Result<()> {
+    let path = bundle.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).unwrap();
+    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    Ok(std::fs::write(&path, config.to_string())?)
 }
 
 #[test]
@@ -93,11 +107,7 @@ fn what_an_init_leaves_in_the_host_s_pid_namespace_is_killed_by_runc() -> Result
     let script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!; exit 3";
     let bundle =
         bundle(&ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sh", "-c", script]).build()?;
-    let path = bundle.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).unwrap();
-    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
-    namespaces.retain(|namespace| namespace["type"] != "pid");
-    std::fs::write(&path, config.to_string())?;
+    share_pids(&bundle)?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 3);
     let text = bundle.stdio().finish(LIMIT)?.stdout;
@@ -109,20 +119,109 @@ fn what_an_init_leaves_in_the_host_s_pid_namespace_is_killed_by_runc() -> Result
     ctrd.check()
 }
 
+/// A container of `runc` whose memory is limited.
+fn limited(ctrd: &FakeContainerd, script: &str, gated_at: &str) -> Result<(Gate, Bundle)> {
+    let builder = bundle(ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sh", "-c", script]);
+    let (gate, builder) = gated(ctrd, builder, gated_at);
+    let bundle = builder.build()?;
+    let path = bundle.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?).unwrap();
+    config["linux"]["resources"]["memory"]["limit"] = (32 << 20).into();
+    std::fs::write(&path, config.to_string())?;
+    Ok((gate, bundle))
+}
+
+/// How many kills for want of memory a task's statistics tell of.
+fn kills(task: &Task) -> Result<u64> {
+    use containerd_shim_protos::{cgroups, cgroups_v2};
+    let any = task.stats()?.stats;
+    Ok(if any.type_url == "io.containerd.cgroups.v1.Metrics" {
+        cgroups::metrics::Metrics::parse_from_bytes(&any.value).unwrap().memory_oom_control.oom_kill
+    } else {
+        cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap().memory_events.oom_kill
+    })
+}
+
 #[test]
-fn stats_come_from_a_container_s_own_cgroup() -> Result<()> {
+fn stats_are_told_from_the_end_of_create_to_the_beginning_of_delete() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle =
-        bundle(&ctrd, "c1", "oci").full_spec().busybox("/bin/busybox").args(["sleep", "1000"]).build()?;
+    let (gate, bundle) = limited(&ctrd, "sleep 1000", "create")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
-    let waiting = shim.run()?;
-    let stats = shim.task().stats()?.stats;
-    assert!(stats.type_url.starts_with("io.containerd.cgroups.v"), "{}", stats.type_url);
-    shim.task().kill(shim_runtime::Signal::KILL)?;
+    let task = shim.task();
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| task.create(&bundle));
+        let held = gate.reached();
+        // Any other code is an error in the daemon's log, for every container and every time.
+        assert_eq!(code(task.stats()), Some(Code::NotFound), "being created");
+        drop(held);
+        creating.join().unwrap().map(drop)
+    })?;
+    assert_eq!(kills(&task)?, 0, "created");
+    let waiting = task.wait();
+    task.start()?;
+    assert_eq!(kills(&task)?, 0, "running");
+    task.pause()?;
+    assert_eq!(kills(&task)?, 0, "paused");
+    task.resume()?;
+    task.kill(Signal::KILL)?;
     waiting.answer(LIMIT)?;
+    assert_eq!(kills(&task)?, 0, "stopped");
+    task.delete()?;
+    assert_eq!(code(task.stats()), Some(Code::NotFound), "deleted");
+    shim.end()?;
+    ctrd.check()
+}
+
+/// CRI asks then, and without an answer does not say that the container was killed for want of memory.
+#[test]
+fn stats_tell_of_the_kill_for_want_of_memory_that_has_ended_a_container() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let (_, bundle) = limited(&ctrd, "exec tail /dev/zero", "nowhere")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    assert_eq!(shim.run()?.answer(LIMIT)?.exit_status, 137);
+    assert_eq!(kills(&shim.task())?, 1);
     shim.remove()?;
     ctrd.check()
+}
+
+#[test]
+fn an_exec_in_a_container_that_is_never_started_ends_before_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for shares_pids in [false, true] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let (_, bundle) = limited(&ctrd, "exit 3", "nowhere")?;
+        if shares_pids {
+            share_pids(&bundle)?;
+        }
+        let mut shim = ctrd.start(FIXTURE, &bundle)?;
+        let task = shim.task();
+        task.create(&bundle)?;
+        let exec = task.exec("e1");
+        exec.add(&bundle, &["sleep", "1000"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+        exec.start()?;
+        let waiting = [task.wait(), exec.wait()];
+        task.delete()?;
+        for waiting in waiting {
+            assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+        }
+        shim.end()?;
+        ctrd.assert_events(&[
+            "create c1",
+            "exec-added c1/e1",
+            "exec-started c1/e1",
+            "exit c1/e1 137",
+            "exit c1 137",
+            "delete c1 137",
+        ])?;
+        ctrd.check()?;
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ for word; do
     --process) cp "$word" "$dir/process" ;;
     esac
     case $word in
-    create | start | exec | kill | pause | resume | update | delete | checkpoint | restore) verb=${verb:-$word} ;;
+    create | start | exec | kill | pause | resume | update | delete | checkpoint | restore | ps) verb=${verb:-$word} ;;
     esac
     before=$word
 done
@@ -28,9 +28,11 @@ fi
 case $verb in
 create | exec | restore)
     sleep 1000 &
-    echo $! >"$pid_file"
+    # Without an end of line, which Go's shim does not take.
+    printf %s $! >"$pid_file"
     [ $verb = exec ] || echo $! >"$dir/init"
     ;;
 kill) kill -s "$before" "$(cat "$dir/init")" ;;
 update) cat >"$dir/resources" ;;
+ps) echo "[$(cat "$dir/init")]" ;;
 esac

@@ -5,6 +5,7 @@ mod commands;
 mod failures;
 mod one_change;
 mod recorder;
+mod states;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

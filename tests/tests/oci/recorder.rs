@@ -60,7 +60,7 @@ impl Recorder {
 
     /// Waits until a verb hangs.
     pub(crate) fn until_it_hangs(&self) {
-        until("the engine to hang", || self.file("hangs").exists());
+        until("the engine to hang", || self.read("hangs").ends_with('\n'));
     }
 
     /// The process that plays the container's init.
