@@ -5,6 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "oci")]
+use std::sync::atomic::AtomicBool;
 
 use super::oom::{Counter, OomWatch};
 use super::{Files, Host, MAIN_CONTROLLERS, Membership, Message, UNIFIED, v1, v2};
@@ -20,6 +22,9 @@ pub(crate) struct Group {
     /// Where it is, of the hierarchies in which it is not the shim's too.
     pub(super) own: Membership,
     is_version_1: bool,
+    /// A list of its processes was cut short, and that was logged.
+    #[cfg(feature = "oci")]
+    pub(super) was_cut: Arc<AtomicBool>,
 }
 
 impl Group {
@@ -47,7 +52,13 @@ impl Group {
         if !has_own {
             return Err(Error::not_found(format!("process {pid} has no cgroup of its own")));
         }
-        Ok(Self { host, own, is_version_1 })
+        Ok(Self {
+            host,
+            own,
+            is_version_1,
+            #[cfg(feature = "oci")]
+            was_cut: Arc::default(),
+        })
     }
 
     /// What was used in it. Which message that becomes the host decides (contract 6.1).
