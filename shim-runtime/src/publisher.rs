@@ -30,6 +30,8 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const EXIT_TOPIC: &str = "/tasks/exit";
 /// How many events wait for containerd at the most; while it is away they only pile up here.
 const CAPACITY: usize = 8192;
+/// How many bytes they may have together: many times what so many usual ones have.
+const BYTES: usize = 32 << 20;
 /// How long to wait after a failed try; doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How often an event is tried that containerd answers with an error which may pass.
@@ -55,7 +57,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Event>,
+    queue: Queue,
     thread_runs: bool,
     /// Set when containerd showed a sign of life: try at once.
     nudged: bool,
@@ -107,10 +109,7 @@ impl Publisher {
         let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
         let Ok(request) = request.write_to_bytes() else { return };
         let mut state = lock(&self.0.state);
-        if state.queue.len() >= CAPACITY {
-            drop_one(&mut state.queue);
-        }
-        state.queue.push_back(Event { topic, request, refusals: 0 });
+        state.queue.push(Event { topic, request, refusals: 0 });
         if !state.thread_runs {
             state.thread_runs = self.start_thread();
         }
@@ -140,7 +139,7 @@ impl Publisher {
     /// Has a waiting event tried at once: a new connection shows that containerd is back.
     pub(crate) fn nudge(&self) {
         let mut state = lock(&self.0.state);
-        if !state.queue.is_empty() {
+        if !state.queue.events.is_empty() {
             state.nudged = true;
             drop(state);
             self.0.changed.notify_all();
@@ -150,8 +149,8 @@ impl Publisher {
     /// Waits until every event has been answered, at most for `limit`; returns how many were left.
     pub(crate) fn flush(&self, limit: Duration) -> usize {
         let state = lock(&self.0.state);
-        let waited = self.0.changed.wait_timeout_while(state, limit, |state| !state.queue.is_empty());
-        waited.unwrap_or_else(PoisonError::into_inner).0.queue.len()
+        let waited = self.0.changed.wait_timeout_while(state, limit, |state| !state.queue.events.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.queue.events.len()
     }
 
     /// Ends the thread with its present try, and with it the trying; what waits is dropped.
@@ -163,16 +162,43 @@ impl Publisher {
 
     /// How many events wait.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.0.state).queue.len()
+        lock(&self.0.state).queue.events.len()
     }
 }
 
-/// Makes room: by the oldest event that is not an exit, else by the oldest. The head is spared, for it may
-/// be on its way.
-fn drop_one(queue: &mut VecDeque<Event>) {
-    let victim = queue.iter().skip(1).position(|event| event.topic != EXIT_TOPIC).unwrap_or(0) + 1;
-    if let Some(event) = queue.remove(victim) {
-        log::error!("dropped a {} event: {CAPACITY} events wait for containerd", event.topic);
+/// The events that wait.
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, event: Event) {
+        while self.events.len() >= CAPACITY || self.bytes + event.request.len() > BYTES {
+            if !self.drop_one() {
+                break;
+            }
+        }
+        self.bytes += event.request.len();
+        self.events.push_back(event);
+    }
+
+    /// Makes room: by the oldest event that is not an exit, else by the oldest. The head is spared, for it may be
+    /// on its way. Returns whether there was another.
+    fn drop_one(&mut self) -> bool {
+        let others = self.events.iter().skip(1);
+        let victim = others.clone().position(|event| event.topic != EXIT_TOPIC).unwrap_or(0) + 1;
+        let Some(event) = self.events.remove(victim) else { return false };
+        log::error!("dropped a {} event: {} events wait for containerd", event.topic, self.events.len() + 1);
+        self.bytes -= event.request.len();
+        true
+    }
+
+    fn pop(&mut self) {
+        if let Some(event) = self.events.pop_front() {
+            self.bytes -= event.request.len();
+        }
     }
 }
 
@@ -208,7 +234,7 @@ impl Shared {
             if state.closed {
                 return None;
             }
-            if let Some(event) = state.queue.front() {
+            if let Some(event) = state.queue.events.front() {
                 return Some((event.topic, event.request.clone()));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -226,14 +252,14 @@ impl Shared {
     /// Whether an error means that the same event would be refused for ever.
     fn is_final(&self, code: i32) -> bool {
         let mut state = lock(&self.state);
-        let Some(head) = state.queue.front_mut() else { return true };
+        let Some(head) = state.queue.events.front_mut() else { return true };
         head.refusals += 1;
         // Invalid argument and unimplemented say so; others may pass, but must not hold back the rest for good.
         matches!(code, 3 | 12) || head.refusals >= REFUSALS
     }
 
     fn done(&self) {
-        lock(&self.state).queue.pop_front();
+        lock(&self.state).queue.pop();
         self.changed.notify_all();
     }
 
@@ -263,19 +289,45 @@ mod tests {
     use super::*;
     use crate::wire::{Decoder, Frame, response_frame};
 
-    fn event(topic: &'static str) -> Event {
-        Event { topic, request: Vec::new(), refusals: 0 }
+    fn event(topic: &'static str, size: usize) -> Event {
+        Event { topic, request: vec![0; size], refusals: 0 }
+    }
+
+    fn topics(queue: &Queue) -> Vec<&'static str> {
+        queue.events.iter().map(|event| event.topic).collect()
     }
 
     #[test]
     fn exits_are_given_up_last() {
-        let topics = ["/tasks/create", EXIT_TOPIC, "/tasks/start", EXIT_TOPIC];
-        let mut queue: VecDeque<_> = topics.into_iter().map(event).collect();
-        drop_one(&mut queue);
-        let left: Vec<_> = queue.iter().map(|event| event.topic).collect();
-        assert_eq!(left, ["/tasks/create", EXIT_TOPIC, EXIT_TOPIC], "the head may be on its way");
-        drop_one(&mut queue);
-        assert_eq!(queue.len(), 2);
+        let mut queue = Queue::default();
+        for topic in ["/tasks/create", EXIT_TOPIC, "/tasks/start", EXIT_TOPIC] {
+            queue.push(event(topic, 0));
+        }
+        assert!(queue.drop_one());
+        assert_eq!(topics(&queue), ["/tasks/create", EXIT_TOPIC, EXIT_TOPIC], "the head may be on its way");
+        assert!(queue.drop_one() && queue.drop_one() && !queue.drop_one());
+        assert_eq!(topics(&queue), ["/tasks/create"]);
+    }
+
+    #[test]
+    fn large_events_are_bounded_by_their_bytes_and_small_ones_by_their_number() {
+        let mut queue = Queue::default();
+        for _ in 0..100 {
+            queue.push(event("/tasks/create", BYTES / 10));
+            queue.push(event(EXIT_TOPIC, 100));
+        }
+        assert!(queue.bytes <= BYTES);
+        assert_eq!(topics(&queue).iter().filter(|topic| **topic == EXIT_TOPIC).count(), 100);
+        for _ in 0..2 * CAPACITY {
+            queue.push(event(EXIT_TOPIC, 100));
+        }
+        assert_eq!(queue.events.len(), CAPACITY);
+        while !queue.events.is_empty() {
+            queue.pop();
+        }
+        assert_eq!(queue.bytes, 0);
+        queue.push(event("/tasks/create", 2 * BYTES));
+        assert_eq!(queue.events.len(), 1, "one is possible in any case");
     }
 
     /// A containerd that shows what it is sent, and answers when it is told to.

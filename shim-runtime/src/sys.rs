@@ -505,6 +505,13 @@ pub(crate) fn use_one_arena() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
+/// Has the allocator give each large block back to the system when it is freed. By itself it does so from 128 KiB on
+/// only until the first is freed: from then on it keeps blocks of that size, and several of them where one is in use.
+pub(crate) fn give_back_large_blocks() {
+    // SAFETY: no pointers are passed.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10) };
+}
+
 /// Gives the process group a cookie of its own for core scheduling: what it and its children run shares a
 /// core with nobody else's.
 pub(crate) fn schedule_core_apart() -> io::Result<()> {

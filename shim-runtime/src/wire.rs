@@ -82,6 +82,21 @@ impl Decoder {
         }
     }
 
+    /// How many bytes it holds of an unfinished frame, room for more included.
+    pub(crate) fn held(&self) -> usize {
+        self.pending.capacity()
+    }
+
+    /// Gives up the frame that is unfinished: what is still to come of it is skipped as it arrives. `None` as long as
+    /// its header is unfinished too.
+    pub(crate) fn give_up(&mut self) -> Option<Header> {
+        let (head, payload) = self.pending.split_first_chunk::<HEADER>()?;
+        let header = Header::decode(*head);
+        self.skip = header.length as usize - payload.len();
+        self.pending = Vec::new();
+        Some(header)
+    }
+
     /// Takes one frame straight from the input, or keeps its beginning.
     fn direct<'a>(&mut self, bytes: &'a [u8], found: &mut impl FnMut(Frame<'_>)) -> &'a [u8] {
         let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
@@ -109,6 +124,10 @@ impl Decoder {
             Some((head, payload)) => Header::decode(*head).length as usize - payload.len(),
         };
         let (taken, rest) = bytes.split_at(lacking.min(bytes.len()));
+        if self.pending.len() + taken.len() > self.pending.capacity() {
+            // Twice as much as before, but never more than the frame will be.
+            self.pending.reserve_exact(lacking.min(self.pending.len().max(taken.len())));
+        }
         self.pending.extend_from_slice(taken);
         if let Some((head, payload)) = self.pending.split_first_chunk::<HEADER>() {
             let header = Header::decode(*head);
@@ -337,6 +356,29 @@ mod tests {
         assert_eq!(decoder.pending.capacity(), 0);
         let rest = [&[0][..], &encoded(3, b"next")].concat();
         assert_eq!(frames(&mut decoder, &rest), [(3, Some(b"next".to_vec()))]);
+    }
+
+    #[test]
+    fn a_frame_that_was_given_up_is_skipped_and_the_next_one_found() {
+        let mut decoder = Decoder::default();
+        let bytes = encoded(1, &[7; 40]);
+        assert!(frames(&mut decoder, &bytes[..HEADER - 1]).is_empty());
+        assert_eq!(decoder.give_up(), None, "it is not known yet what that will be");
+        assert!(frames(&mut decoder, &bytes[HEADER - 1..30]).is_empty());
+        assert_eq!(decoder.give_up().map(|header| header.stream), Some(1));
+        assert_eq!(decoder.held(), 0);
+        let rest = [&bytes[30..], &encoded(3, b"next")].concat();
+        assert_eq!(frames(&mut decoder, &rest), [(3, Some(b"next".to_vec()))]);
+    }
+
+    #[test]
+    fn an_unfinished_frame_takes_no_more_room_than_it_will_have() {
+        let mut decoder = Decoder::default();
+        let bytes = encoded(1, &vec![7; MAX_PAYLOAD]);
+        for part in bytes[..bytes.len() - 1].chunks(5000) {
+            decoder.feed(part, |_| unreachable!());
+            assert!(decoder.held() <= bytes.len());
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::event_loop::Handle;
 use crate::level::{Level, Parts};
 use crate::logger::panic_message;
 use crate::publisher::Publisher;
-use crate::server::{Lifetime, Registry, Server, Workers};
+use crate::server::{Budget, Lifetime, Registry, Server, Workers};
 use crate::spawn::Supervisor;
 
 /// A server on a loop, which is the supervisor's if there is one. It has no services yet.
@@ -24,7 +24,8 @@ pub(crate) fn assemble(
     let serving =
         Serving { lifetime: lifetime.clone(), publisher: publisher.clone(), workers: workers.clone() };
     let context = Context::new(setup, supervisor, Some(serving));
-    Arc::new(Server { context, registry: OnceLock::new(), workers, lifetime, publisher })
+    let (registry, budget) = (OnceLock::new(), Budget::default());
+    Arc::new(Server { context, registry, workers, lifetime, publisher, budget })
 }
 
 /// Calls the author's constructor, which may block and fork, and gives the server its services.

@@ -19,6 +19,7 @@ use crate::types::Signal;
 /// reaper.
 pub(super) fn supervising(config: &Config) -> Result<(EventLoop, Option<Supervisor>)> {
     sys::use_one_arena();
+    sys::give_back_large_blocks();
     sys::ignore_signal(Signal::PIPE);
     if !config.reaper {
         return Ok((EventLoop::new()?, None));

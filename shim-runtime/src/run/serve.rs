@@ -238,9 +238,11 @@ fn handle_signals(
 fn report(server: &Server, supervisor: Option<&Supervisor>) {
     let (threads, waiting) = server.workers.load();
     log::info!(
-        "holds {}; {} child processes, {threads} workers, {waiting} calls waiting for one, {} events unsent",
+        "holds {}; {} child processes, {threads} workers, {waiting} calls waiting for one, {} bytes kept for clients, \
+         {} events unsent",
         server.lifetime,
         supervisor.map_or(0, |supervisor| supervisor.reaper.len()),
+        server.budget.kept(),
         server.publisher.len(),
     );
 }

@@ -11,6 +11,7 @@ use protobuf::Message;
 use ttrpc::proto::{FLAG_REMOTE_OPEN, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, Request};
 
 use super::Shared;
+use super::budget::{Kept, Share};
 use super::reply::Responder;
 use super::service::Incoming;
 use crate::caller::Cancellation;
@@ -26,7 +27,7 @@ const UNSENT_LIMIT: usize = 256 << 10;
 /// stopped to read, their answers must fit.
 const ANSWERS_LIMIT: usize = 2 * MAX_PAYLOAD;
 /// What is small.
-const SMALL: usize = 4 << 10;
+const SMALL: usize = 1 << 10;
 /// How many calls of one connection may be unanswered; parked ones are counted apart.
 const CALLS_LIMIT: usize = 1024;
 /// How many calls of one connection may be parked.
@@ -40,6 +41,8 @@ pub(crate) struct Connection {
     peer: Arc<Peer>,
     server: Shared,
     decoder: Decoder,
+    /// What the decoder holds of a frame.
+    unfinished: Kept,
     last_stream: u32,
     used: bool,
     watched: Ready,
@@ -52,9 +55,17 @@ impl Connection {
         let token = events.add(|token, events| {
             let watched = Ready::EPOLLIN | Ready::EPOLLRDHUP;
             events.watch(&socket, token, watched)?;
-            let peer = Arc::new(Peer::new(socket, token, events.handle()));
-            let (server, decoder) = (server.clone(), Decoder::default());
-            Ok(Box::new(Self { peer, server, decoder, last_stream: 0, used: false, watched }))
+            let (handle, share) = (events.handle(), server.budget.share());
+            let (unfinished, unsent) = (share.nothing(), server.budget.share().nothing());
+            Ok(Box::new(Self {
+                peer: Arc::new(Peer::new(socket, token, handle, share, unsent)),
+                server: server.clone(),
+                decoder: Decoder::default(),
+                unfinished,
+                last_stream: 0,
+                used: false,
+                watched,
+            }))
         })?;
         server.lifetime.connected(token);
         Ok(token)
@@ -91,14 +102,30 @@ impl Connection {
             Frame::Whole(header, payload) => self.frame(header, payload, events),
             Frame::Oversized(header) => self.oversized(header),
         });
+        if !self.unfinished.resize(decoder.held()) {
+            self.give_up_frame(&mut decoder);
+        }
         self.decoder = decoder;
         self.peer.uncork();
     }
 
+    /// There is no room for the rest of a frame.
+    fn give_up_frame(&mut self, decoder: &mut Decoder) {
+        if let Some(header) = decoder.give_up() {
+            self.leave_out(header, &no_room());
+        }
+        self.unfinished.set(decoder.held());
+    }
+
     fn oversized(&mut self, header: Header) {
+        let message = format!("message of {} bytes exceeds the limit of {MAX_PAYLOAD}", header.length);
+        self.leave_out(header, &Error::resource_exhausted(message));
+    }
+
+    /// Answers a frame whose payload is skipped.
+    fn leave_out(&mut self, header: Header, error: &Error) {
         if matches!(header.kind, MESSAGE_TYPE_REQUEST | MESSAGE_TYPE_DATA) {
-            let message = format!("message of {} bytes exceeds the limit of {MAX_PAYLOAD}", header.length);
-            self.refuse(header.stream, &Error::resource_exhausted(message));
+            self.refuse(header.stream, error);
         }
         if header.kind == MESSAGE_TYPE_REQUEST {
             self.last_stream = self.last_stream.max(header.stream);
@@ -106,6 +133,8 @@ impl Connection {
     }
 
     fn frame(&mut self, header: Header, payload: &[u8], events: &mut EventLoop) {
+        // Whatever is kept of it from now on is kept of the call.
+        self.unfinished.set(0);
         match header.kind {
             MESSAGE_TYPE_REQUEST => {
                 if let Err(error) = self.request(header, payload, events) {
@@ -134,8 +163,8 @@ impl Connection {
             server: &self.server,
             responder: Responder::Stream(self.peer.clone(), header.stream),
             method: &request.method,
-            payload: &request.payload,
             deadline: deadline(&request)?,
+            payload: request.payload,
             metadata: request.metadata,
         };
         let has = |key| incoming.metadata.iter().any(|pair| pair.key == key);
@@ -179,6 +208,10 @@ impl Connection {
     }
 }
 
+fn no_room() -> Error {
+    Error::resource_exhausted("too much is unanswered; wait for answers, and read them")
+}
+
 /// When a call's caller gives up. No time at all means never; a time before now has come, but not for Shutdown: a
 /// daemon sends it with what time a failed Create has left, which may be none, and not again (contract 6.2).
 fn deadline(request: &Request) -> Result<Option<Instant>> {
@@ -207,7 +240,9 @@ impl Source for Connection {
 
     fn close(&mut self, events: &mut EventLoop) {
         events.unwatch(&self.peer.socket);
-        self.peer.hang_up();
+        if self.peer.hang_up() {
+            self.server.workers.drop_unwanted();
+        }
         self.server.lifetime.disconnected(self.peer.token, events);
     }
 }
@@ -217,13 +252,15 @@ pub(crate) struct Peer {
     socket: UnixStream,
     token: Token,
     main: Handle,
+    share: Share,
     outbox: Mutex<Outbox>,
     calls: Mutex<Calls>,
 }
 
-#[derive(Default)]
 struct Outbox {
     unsent: Vec<u8>,
+    /// How much `unsent` takes.
+    kept: Kept,
     /// How much of `unsent` has left.
     sent: usize,
     /// How many wait for more before anything is sent.
@@ -232,8 +269,22 @@ struct Outbox {
 }
 
 impl Outbox {
+    fn new(kept: Kept) -> Self {
+        Self { unsent: Vec::new(), kept, sent: 0, corks: 0, closed: false }
+    }
+
+    /// Whether an answer can wait until the client reads it.
+    fn has_room_for(&self, answer: &[u8]) -> bool {
+        answer.len() <= SMALL || (self.unsent() <= ANSWERS_LIMIT && self.kept.may_grow(answer.len()))
+    }
+
     fn unsent(&self) -> usize {
         self.unsent.len() - self.sent
+    }
+
+    /// Accounts for what `unsent` takes now.
+    fn count(&mut self) {
+        self.kept.set(self.unsent.len());
     }
 }
 
@@ -255,8 +306,13 @@ struct OpenCall {
 }
 
 impl Peer {
-    fn new(socket: UnixStream, token: Token, main: Handle) -> Self {
-        Self { socket, token, main, outbox: Mutex::default(), calls: Mutex::default() }
+    fn new(socket: UnixStream, token: Token, main: Handle, share: Share, unsent: Kept) -> Self {
+        Self { socket, token, main, share, outbox: Mutex::new(Outbox::new(unsent)), calls: Mutex::default() }
+    }
+
+    /// Keeps so many bytes of a call, if that is within the limits.
+    pub(crate) fn keep(&self, bytes: usize) -> Result<Kept> {
+        self.share.keep(bytes).ok_or_else(no_room)
     }
 
     /// Notes a call that will be answered later; the flag tells when its caller is gone.
@@ -267,8 +323,13 @@ impl Peer {
         cancelled
     }
 
-    /// Notes a call whose answer will be put aside, for at most until `deadline`.
-    pub(crate) fn open_parked(self: &Arc<Self>, stream: u32, deadline: Option<Instant>) -> Result<()> {
+    /// Notes a call whose answer will be put aside, for at most until `deadline`; the flag tells when its caller is
+    /// gone.
+    pub(crate) fn open_parked(
+        self: &Arc<Self>,
+        stream: u32,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Cancellation>> {
         let mut calls = lock(&self.calls);
         if calls.parked >= PARKED_LIMIT {
             return Err(Error::resource_exhausted(format!(
@@ -276,7 +337,9 @@ impl Peer {
             )));
         }
         calls.parked += 1;
-        calls.open.insert(stream, OpenCall { parked: true, ..OpenCall::default() });
+        let call = OpenCall { parked: true, ..OpenCall::default() };
+        let cancelled = call.cancelled.clone();
+        calls.open.insert(stream, call);
         drop(calls);
         if let Some(deadline) = deadline {
             let peer = Arc::downgrade(self);
@@ -292,7 +355,7 @@ impl Peer {
                 peer.set_timer(stream, timer, events);
             });
         }
-        Ok(())
+        Ok(cancelled)
     }
 
     fn set_timer(&self, stream: u32, timer: Timer, events: &mut EventLoop) {
@@ -361,17 +424,18 @@ impl Peer {
             return;
         }
         let left_out;
-        let bytes = if answer.len() > SMALL && outbox.unsent() > ANSWERS_LIMIT {
-            let message = "the answer is left out: earlier ones of this connection are not read";
+        let bytes = if outbox.has_room_for(answer) {
+            answer
+        } else {
+            let message = "the answer is left out: earlier ones are not read";
             left_out = response_frame(stream, Err(&Error::resource_exhausted(message)));
             &left_out
-        } else {
-            answer
         };
         let had_unsent = !outbox.unsent.is_empty();
         let sent = if had_unsent || outbox.corks > 0 { 0 } else { self.write(&mut outbox, bytes) };
         if sent < bytes.len() {
             outbox.unsent.extend_from_slice(&bytes[sent..]);
+            outbox.count();
             if !had_unsent && outbox.corks == 0 {
                 self.ask_for_turn();
             }
@@ -420,6 +484,9 @@ impl Peer {
 
     fn flush(&self) {
         let mut outbox = lock(&self.outbox);
+        if outbox.unsent.is_empty() {
+            return;
+        }
         let pending = std::mem::take(&mut outbox.unsent);
         let mut sent = outbox.sent;
         while sent < pending.len() && !outbox.closed {
@@ -445,6 +512,7 @@ impl Peer {
                 outbox.unsent.clear();
             }
         }
+        outbox.count();
     }
 
     fn has_unsent(&self) -> bool {
@@ -459,15 +527,20 @@ impl Peer {
         lock(&self.outbox).closed
     }
 
-    /// The client is gone: running calls are told, parked ones dropped.
-    fn hang_up(&self) {
-        *lock(&self.outbox) = Outbox { closed: true, ..Outbox::default() };
+    /// The client is gone: running calls are told, parked ones dropped. Returns whether there were any.
+    fn hang_up(&self) -> bool {
+        {
+            let mut outbox = lock(&self.outbox);
+            (outbox.unsent, outbox.sent, outbox.corks, outbox.closed) = (Vec::new(), 0, 0, true);
+            outbox.count();
+        }
         let open = {
             let mut calls = lock(&self.calls);
             calls.closed = true;
             calls.parked = 0;
             std::mem::take(&mut calls.open)
         };
+        let had_calls = !open.is_empty();
         for call in open.into_values() {
             call.cancelled.cancel();
             if let Some(timer) = call.timer {
@@ -477,5 +550,6 @@ impl Peer {
                 dropped();
             }
         }
+        had_calls
     }
 }

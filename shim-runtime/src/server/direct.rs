@@ -64,6 +64,7 @@ impl DirectClient {
         for call in calls.into_iter().flatten().filter_map(|call| call.upgrade()) {
             call.cancel();
         }
+        self.server.workers.drop_unwanted();
     }
 }
 
@@ -75,7 +76,7 @@ fn take(server: &Shared, call: Arc<DirectCall>, request: Request, deadline: Opti
             server,
             responder,
             method: &request.method,
-            payload: &request.payload,
+            payload: request.payload,
             deadline,
             metadata: request.metadata,
         }),

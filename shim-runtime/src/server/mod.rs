@@ -1,6 +1,7 @@
 //! A TTRPC server (contract 6.6) on the main thread's loop: calls that cannot block are answered where they
 //! are read, the rest go to workers that exist only while there is work, and waiting calls are records.
 
+mod budget;
 mod connection;
 #[cfg(feature = "testing")]
 mod direct;
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use crate::api::Context;
 use crate::publisher::Publisher;
 
+pub(crate) use self::budget::Budget;
 #[cfg(feature = "testing")]
 pub(crate) use self::connection::Connection;
 #[cfg(feature = "testing")]
@@ -36,6 +38,8 @@ pub(crate) struct Server {
     pub(crate) workers: Workers,
     pub(crate) lifetime: Lifetime,
     pub(crate) publisher: Publisher,
+    /// What is kept for clients.
+    pub(crate) budget: Budget,
 }
 
 pub(crate) type Shared = Arc<Server>;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use protobuf::Message;
 
+use super::budget::Kept;
 use super::connection::Peer;
 #[cfg(feature = "testing")]
 use super::direct::DirectCall;
@@ -34,6 +35,15 @@ impl Responder {
         }
     }
 
+    /// Keeps so many bytes for the caller until it is answered, if that is within the limits.
+    pub(crate) fn keep(&self, bytes: usize) -> Result<Option<Kept>> {
+        match self {
+            Self::Stream(peer, _) => peer.keep(bytes).map(Some),
+            #[cfg(feature = "testing")]
+            Self::Direct(_) => Ok(None),
+        }
+    }
+
     /// Notes a call that will be answered later; the flag tells when its caller is gone.
     pub(crate) fn open(&self) -> Arc<Cancellation> {
         match self {
@@ -43,13 +53,14 @@ impl Responder {
         }
     }
 
-    /// Notes a call whose answer will be put aside, for at most until `deadline`.
-    pub(crate) fn open_parked(&self, deadline: Option<Instant>) -> Result<()> {
+    /// Notes a call whose answer will be put aside, for at most until `deadline`; the flag tells when its caller is
+    /// gone.
+    pub(crate) fn open_parked(&self, deadline: Option<Instant>) -> Result<Arc<Cancellation>> {
         match self {
             Self::Stream(peer, stream) => peer.open_parked(*stream, deadline),
             // Its caller keeps the deadline.
             #[cfg(feature = "testing")]
-            Self::Direct(_) => Ok(()),
+            Self::Direct(call) => Ok(call.cancelled()),
         }
     }
 

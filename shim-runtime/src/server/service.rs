@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use ttrpc::proto::KeyValue;
 
+use super::budget::Kept;
 use super::reply::Responder;
 use super::{Place, Server, Shared};
 use crate::api::Call;
@@ -21,6 +22,9 @@ impl Server {
         found.ok_or_else(|| Error::unimplemented(format!("service {name}")))
     }
 }
+
+/// What a call takes besides its own bytes while it is not answered; roughly.
+const RECORD: usize = 512;
 
 /// Answers the calls of one service. `handle` runs on the loop and must not block.
 pub(crate) trait Service: Send + Sync {
@@ -42,7 +46,7 @@ impl Registry {
 
     /// Adds a service. `handler` is given the method's name and the encoded request, and returns the encoded
     /// response; it runs on a worker thread and may block. It answers methods that it does not know with
-    /// [`Error::unimplemented`].
+    /// [`Error::unimplemented`]. A call that still waits for a thread when its client goes away is dropped.
     ///
     /// # Errors
     /// `AlreadyExists` when the name is taken, by the task service for example.
@@ -66,10 +70,19 @@ where
     F: Fn(&Call<'_>, &str, &[u8]) -> Result<Vec<u8>> + Send + Sync + 'static,
 {
     fn handle(&self, incoming: Incoming<'_>) {
-        let (method, payload) = (incoming.method.to_owned(), incoming.payload.to_owned());
-        let handler = self.0.clone();
-        incoming.offload(Place::Foreign, move |call| handler(call, &method, &payload));
+        let (method, handler) = (incoming.method.to_owned(), self.0.clone());
+        incoming.offload(Place::Foreign, move |call, payload| handler(call, &method, payload));
     }
+}
+
+/// Whether nobody but its caller needs a call to be done: it is dropped when that goes away before it was begun.
+///
+/// A client goes away when it ends, or when it has no more to do with the container. What it has asked for then may
+/// be done or not, and to begin a container, or to change one, for nobody would only leave more behind. Kill, Delete
+/// and Shutdown are done in any case: daemons send them last and hang up, some without waiting, and nobody would ask
+/// again (contract 6.2).
+fn is_for_its_caller_alone(method: &str) -> bool {
+    !matches!(method, "Kill" | "Delete" | "Shutdown")
 }
 
 /// A call that has been read and not yet answered.
@@ -77,7 +90,7 @@ pub(crate) struct Incoming<'a> {
     pub(crate) server: &'a Shared,
     pub(crate) responder: Responder,
     pub(crate) method: &'a str,
-    pub(crate) payload: &'a [u8],
+    pub(crate) payload: Vec<u8>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) metadata: Vec<KeyValue>,
 }
@@ -98,38 +111,61 @@ impl Incoming<'_> {
         self.answer(caught(|| work(&call)));
     }
 
-    /// Answers from a worker.
+    /// Answers from a worker, which is also handed the payload.
+    ///
+    /// Until then the call is kept as it came, because a message may take many times the room of its bytes.
     pub(crate) fn offload(
         self,
         place: Place,
-        work: impl FnOnce(&Call<'_>) -> Result<Vec<u8>> + Send + 'static,
+        work: impl FnOnce(&Call<'_>, &[u8]) -> Result<Vec<u8>> + Send + 'static,
     ) {
+        let kept = match self.keep(&place) {
+            Ok(kept) => kept,
+            Err(error) => return self.answer(Err(error)),
+        };
         let (cancelled, responder) = (self.responder.open(), self.responder);
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
-        let answering = responder.clone();
+        let (answering, payload) = (responder.clone(), self.payload);
         let caller = Caller::of(self.method, deadline, &cancelled);
-        let taken = self.server.workers.offer(place, move || {
+        let wanted_by = is_for_its_caller_alone(self.method).then(|| cancelled.clone());
+        let taken = self.server.workers.offer_while_wanted(place, wanted_by, move || {
+            let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
-            answering.finish(caller.while_working(|| caught(|| work(&call))));
+            answering.finish(caller.while_working(|| caught(|| work(&call, &payload))));
         });
         if !taken {
             responder.finish(Err(Error::resource_exhausted("no thread can be started for the call")));
         }
     }
 
+    /// Accounts for what is kept of the call until it is answered.
+    fn keep(&self, place: &Place) -> Result<Option<Kept>> {
+        let pairs =
+            self.metadata.iter().map(|pair| size_of::<KeyValue>() + pair.key.len() + pair.value.len());
+        let itself = RECORD + self.method.len() + self.payload.len();
+        self.responder.keep(itself + place.size() + pairs.sum::<usize>())
+    }
+
     /// Prepares for an answer that is put aside.
-    pub(crate) fn park(&self) -> Result<Responder> {
-        self.responder.open_parked(self.deadline)?;
-        Ok(self.responder.clone())
+    pub(crate) fn park(&self) -> Result<Parked> {
+        let kept = self.keep(&Place::Foreign)?;
+        let cancelled = self.responder.open_parked(self.deadline)?;
+        Ok(Parked { responder: self.responder.clone(), cancelled, kept })
     }
 
     /// Hands a parked call to `work` on a worker; `work` answers by itself.
-    pub(crate) fn run_foreign(self, work: impl FnOnce(&Call<'_>) + Send + 'static) {
+    pub(crate) fn run_foreign(
+        self,
+        parked: Parked,
+        work: impl FnOnce(&Call<'_>, &[u8], Responder) + Send + 'static,
+    ) {
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
-        self.server.workers.run(Place::Foreign, move || {
+        let (Parked { responder, cancelled, kept }, payload) = (parked, self.payload);
+        self.server.workers.run_while_wanted(Place::Foreign, cancelled, move || {
+            let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: None };
             let _ = caught(|| {
-                work(&call);
+                work(&call, &payload, responder);
                 Ok(())
             });
         });
@@ -143,6 +179,13 @@ impl Incoming<'_> {
             Ok(())
         });
     }
+}
+
+/// A call whose answer is put aside.
+pub(crate) struct Parked {
+    pub(crate) responder: Responder,
+    cancelled: Arc<Cancellation>,
+    kept: Option<Kept>,
 }
 
 /// A panic in a handler is the caller's error, not the end of the shim. Its place was logged by the hook.

@@ -36,8 +36,7 @@ impl<T: Task> TaskService<T> {
     /// Never blocks in the runtime's own code, which answers on the loop; an author's goes aside.
     fn quick<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
         if self.task.answers_at_once() {
-            let payload = incoming.payload;
-            incoming.answer_with(|call| encode(&method(&self.task, call, decode(payload)?)?));
+            incoming.answer_with(|call| encode(&method(&self.task, call, decode(&incoming.payload)?)?));
         } else {
             self.aside(incoming, method);
         }
@@ -45,41 +44,34 @@ impl<T: Task> TaskService<T> {
 
     /// May overlap whatever else its process does.
     fn aside<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        self.offload(incoming, |_| Place::Aside, method);
+        self.offload(incoming, Place::Aside, method);
     }
 
     /// Moves a process through its life, after all such calls for it that came before.
     fn ordered<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        self.offload(incoming, Q::place, method);
+        match decode::<Q>(&incoming.payload) {
+            Err(error) => incoming.answer(Err(error)),
+            Ok(request) => self.offload(incoming, request.place(), method),
+        }
     }
 
-    fn offload<Q: Message, R: Message>(
-        &self,
-        incoming: Incoming<'_>,
-        place: impl FnOnce(&Q) -> Place,
-        method: Method<T, Q, R>,
-    ) {
-        match decode::<Q>(incoming.payload) {
-            Err(error) => incoming.answer(Err(error)),
-            Ok(request) => {
-                let task = self.task.clone();
-                incoming.offload(place(&request), move |call| encode(&method(&task, call, request)?));
-            }
-        }
+    fn offload<Q: Message, R: Message>(&self, incoming: Incoming<'_>, place: Place, method: Method<T, Q, R>) {
+        let task = self.task.clone();
+        incoming.offload(place, move |call, payload| encode(&method(&task, call, decode(payload)?)?));
     }
 
     /// Holds the server from its reading on: until it has made its task, nothing else would, and an end that
     /// was asked for before may come in between.
     fn create(&self, incoming: Incoming<'_>) {
         let hold = incoming.server.lifetime.hold();
-        match decode::<CreateTaskRequest>(incoming.payload) {
+        match decode::<CreateTaskRequest>(&incoming.payload) {
             Err(error) => incoming.answer(Err(error)),
             Ok(request) => {
                 self.deletes.forget(&request.process());
                 let task = self.task.clone();
-                incoming.offload(request.place(), move |call| {
+                incoming.offload(request.place(), move |call, payload| {
                     let _held = hold;
-                    encode(&task.create(call, request)?)
+                    encode(&task.create(call, decode(payload)?)?)
                 });
             }
         }
@@ -87,7 +79,7 @@ impl<T: Task> TaskService<T> {
 
     /// Does it once for all who ask for it meanwhile.
     fn delete(&self, incoming: Incoming<'_>) {
-        match decode::<DeleteRequest>(incoming.payload) {
+        match decode::<DeleteRequest>(&incoming.payload) {
             Err(error) => incoming.answer(Err(error)),
             Ok(request) => {
                 let begun = self.deletes.begin(&request.process(), &incoming.responder);
@@ -96,8 +88,9 @@ impl<T: Task> TaskService<T> {
                     return;
                 };
                 let task = self.task.clone();
-                incoming.offload(request.place(), move |call| {
-                    first.answer(&task.delete(call, request).and_then(|answer| encode(&answer)));
+                incoming.offload(request.place(), move |call, payload| {
+                    let deleted = decode(payload).and_then(|request| task.delete(call, request));
+                    first.answer(&deleted.and_then(|answer| encode(&answer)));
                     Ok(Vec::new())
                 });
             }
@@ -107,17 +100,22 @@ impl<T: Task> TaskService<T> {
     /// Parks its answer. An author's method runs aside and may park it there.
     fn wait(&self, incoming: Incoming<'_>) {
         let prepared =
-            decode::<WaitRequest>(incoming.payload).and_then(|request| Ok((request, incoming.park()?)));
+            decode::<WaitRequest>(&incoming.payload).and_then(|request| Ok((request, incoming.park()?)));
         match prepared {
             Err(error) => incoming.answer(Err(error)),
-            Ok((request, responder)) => {
-                let reply = Reply::new(responder);
-                if self.task.answers_at_once() {
-                    incoming.with_call(|call| self.task.wait(call, request, reply));
-                } else {
-                    let task = self.task.clone();
-                    incoming.run_foreign(move |call| task.wait(call, request, reply));
-                }
+            Ok((request, parked)) if self.task.answers_at_once() => {
+                let reply = Reply::new(parked.responder);
+                incoming.with_call(|call| self.task.wait(call, request, reply));
+            }
+            Ok((_, parked)) => {
+                let task = self.task.clone();
+                incoming.run_foreign(parked, move |call, payload, responder| {
+                    let reply = Reply::new(responder);
+                    match decode(payload) {
+                        Ok(request) => task.wait(call, request, reply),
+                        Err(error) => reply.send(Err(error)),
+                    }
+                });
             }
         }
     }

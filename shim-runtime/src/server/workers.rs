@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::caller::Cancellation;
 use crate::reaper::lock;
 use crate::sys;
 
@@ -18,7 +19,22 @@ const FOREIGN_LIMIT: usize = 64;
 /// How long an idle worker waits for more.
 const IDLE: Duration = Duration::from_secs(3);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Something to do.
+struct Job {
+    work: Box<dyn FnOnce() + Send>,
+    /// The only one who needs it done; without one it is needed in any case.
+    wanted_by: Option<Arc<Cancellation>>,
+}
+
+impl Job {
+    fn new(work: impl FnOnce() + Send + 'static, wanted_by: Option<Arc<Cancellation>>) -> Self {
+        Self { work: Box::new(work), wanted_by }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted_by.as_ref().is_none_or(|caller| !caller.is_cancelled())
+    }
+}
 
 /// Where a job runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +51,11 @@ impl Place {
     /// Where the calls that move one process through its life wait for each other.
     pub(crate) fn of_process(id: &str, exec: &str) -> Self {
         Self::Mailbox(process_name(id, exec))
+    }
+
+    /// How many bytes it takes that a job waits here: the name of a mailbox is kept wherever its jobs are.
+    pub(crate) fn size(&self) -> usize {
+        if let Self::Mailbox(name) = self { 4 * name.len() } else { 0 }
     }
 }
 
@@ -58,8 +79,6 @@ struct State {
     ordered: Pool,
     aside: Pool,
     foreign: Pool,
-    /// Jobs that are being done.
-    running: usize,
     /// Jobs behind the one of their mailbox that is running or in the queue. A mailbox without one is absent.
     mailboxes: HashMap<String, VecDeque<Job>>,
     /// No more jobs will come, so nobody need wait for any.
@@ -71,7 +90,21 @@ struct State {
 struct Pool {
     queue: VecDeque<(Option<String>, Job)>,
     threads: usize,
+    /// Threads that wait for a job, and those that do one. The others have just been started, or are about to take
+    /// the next.
     idle: usize,
+    busy: usize,
+}
+
+impl Pool {
+    /// Takes out the jobs that nobody wants any more, but for those to which a thread is on its way.
+    fn take_unwanted(&mut self) -> VecDeque<(Option<String>, Job)> {
+        let next = (self.threads - self.busy).min(self.queue.len());
+        let mut waiting = self.queue.split_off(next);
+        let unwanted = take_unwanted(&mut waiting, |(_, job)| job);
+        self.queue.append(&mut waiting);
+        unwanted
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,40 +139,60 @@ impl State {
     }
 
     fn is_idle(&self) -> bool {
-        self.running == 0 && self.pools().iter().all(|pool| pool.queue.is_empty())
+        self.pools().iter().all(|pool| pool.busy == 0 && pool.queue.is_empty())
     }
 }
 
 impl Workers {
     /// Has `job` done on a worker. Where none can be started it waits until one can, at the next job.
     pub(crate) fn run(&self, place: Place, job: impl FnOnce() + Send + 'static) {
-        self.place(place, job, true);
+        self.place(place, Job::new(job, None), true);
+    }
+
+    /// Like [`run`](Self::run), for as long as the caller wants it.
+    pub(crate) fn run_while_wanted(
+        &self,
+        place: Place,
+        wanted_by: Arc<Cancellation>,
+        job: impl FnOnce() + Send + 'static,
+    ) {
+        self.place(place, Job::new(job, Some(wanted_by)), true);
     }
 
     /// Like [`run`](Self::run), but drops the job and returns false when there is no worker for it and none can
     /// be started.
     pub(crate) fn offer(&self, place: Place, job: impl FnOnce() + Send + 'static) -> bool {
-        self.place(place, job, false)
+        self.place(place, Job::new(job, None), false)
     }
 
-    fn place(&self, place: Place, job: impl FnOnce() + Send + 'static, keep: bool) -> bool {
+    /// Like [`offer`](Self::offer), for as long as the caller wants it, if only that needs it.
+    pub(crate) fn offer_while_wanted(
+        &self,
+        place: Place,
+        wanted_by: Option<Arc<Cancellation>>,
+        job: impl FnOnce() + Send + 'static,
+    ) -> bool {
+        self.place(place, Job::new(job, wanted_by), false)
+    }
+
+    fn place(&self, place: Place, job: Job, keep: bool) -> bool {
         let mut state = lock(&self.0.state);
         let kind = match place {
             Place::Aside => {
-                state.aside.queue.push_back((None, Box::new(job)));
+                state.aside.queue.push_back((None, job));
                 Kind::Aside
             }
             Place::Foreign => {
-                state.foreign.queue.push_back((None, Box::new(job)));
+                state.foreign.queue.push_back((None, job));
                 Kind::Foreign
             }
             Place::Mailbox(key) => {
                 if let Some(waiting) = state.mailboxes.get_mut(&key) {
-                    waiting.push_back(Box::new(job));
+                    waiting.push_back(job);
                     return true;
                 }
                 state.mailboxes.insert(key.clone(), VecDeque::new());
-                state.ordered.queue.push_back((Some(key), Box::new(job)));
+                state.ordered.queue.push_back((Some(key), job));
                 Kind::Ordered
             }
         };
@@ -173,9 +226,9 @@ impl Workers {
     fn work(&self, kind: Kind) {
         while let Some((key, job)) = self.next(kind) {
             // Every job answers for its own panics; one that failed to must not cost the pool a thread.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job.work));
             let mut state = lock(&self.0.state);
-            state.running -= 1;
+            state.pool(kind).busy -= 1;
             if let Some(key) = key {
                 Self::next_of_mailbox(&mut state, key);
             }
@@ -195,15 +248,37 @@ impl Workers {
         }
     }
 
+    /// Drops the jobs that nobody wants any more and that wait for others to end. What has a thread, or is about to
+    /// get one, is done.
+    pub(crate) fn drop_unwanted(&self) {
+        let mut unwanted = Vec::new();
+        let mut state = lock(&self.0.state);
+        for waiting in state.mailboxes.values_mut() {
+            unwanted.extend(take_unwanted(waiting, |job| job));
+        }
+        for kind in [Kind::Ordered, Kind::Aside, Kind::Foreign] {
+            for (key, job) in state.pool(kind).take_unwanted() {
+                unwanted.push(job);
+                if let Some(key) = key {
+                    Self::next_of_mailbox(&mut state, key);
+                }
+            }
+        }
+        drop(state);
+        // Whoever waits for the end of one of them is told it, outside the lock.
+        drop(unwanted);
+    }
+
     /// Waits for a job; `None` when there was none for a while.
     fn next(&self, kind: Kind) -> Option<(Option<String>, Job)> {
         let mut state = lock(&self.0.state);
         loop {
-            if let Some(job) = state.pool(kind).queue.pop_front() {
-                state.running += 1;
+            let pool = state.pool(kind);
+            if let Some(job) = pool.queue.pop_front() {
+                pool.busy += 1;
                 return Some(job);
             }
-            state.pool(kind).idle += 1;
+            pool.idle += 1;
             let idle = |state: &mut State| state.pool(kind).queue.is_empty() && !state.closed;
             let waited = self.0.changed.wait_timeout_while(state, IDLE, idle);
             let timed_out;
@@ -241,10 +316,75 @@ impl Workers {
     }
 }
 
+/// Takes the jobs out of a queue that nobody wants any more.
+fn take_unwanted<T>(queue: &mut VecDeque<T>, job: impl Fn(&T) -> &Job) -> VecDeque<T> {
+    let (wanted, unwanted) = std::mem::take(queue).into_iter().partition(|item| job(item).is_wanted());
+    *queue = wanted;
+    unwanted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    /// A job that tells its number when it is done, for a caller or for nobody in particular.
+    fn telling(n: usize, tx: &mpsc::Sender<usize>) -> impl FnOnce() + Send + 'static {
+        let tx = tx.clone();
+        move || tx.send(n).unwrap()
+    }
+
+    /// Has a job running until the returned end is dropped.
+    fn hold(workers: &Workers, place: Place) -> mpsc::Sender<()> {
+        let (held, gate) = mpsc::channel::<()>();
+        let (running, runs) = mpsc::channel();
+        workers.run(place, move || {
+            running.send(()).unwrap();
+            let _ = gate.recv();
+        });
+        runs.recv().unwrap();
+        held
+    }
+
+    #[test]
+    fn what_waits_in_a_mailbox_for_a_caller_that_has_gone_is_dropped_at_once_and_the_rest_is_done() {
+        let workers = Workers::default();
+        let mailbox = || Place::Mailbox("a".into());
+        let held = hold(&workers, mailbox());
+        let (gone, there) = (Arc::<Cancellation>::default(), Arc::<Cancellation>::default());
+        let (tx, rx) = mpsc::channel();
+        workers.offer_while_wanted(mailbox(), Some(gone.clone()), telling(0, &tx));
+        workers.offer_while_wanted(mailbox(), Some(there), telling(1, &tx));
+        workers.offer_while_wanted(mailbox(), None, telling(2, &tx));
+        workers.run_while_wanted(mailbox(), gone.clone(), telling(3, &tx));
+        drop(tx);
+        workers.drop_unwanted();
+        assert_eq!(workers.load(), (1, 4), "all are wanted");
+        gone.cancel();
+        workers.drop_unwanted();
+        assert_eq!(workers.load(), (1, 2));
+        drop(held);
+        assert_eq!(rx.iter().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn what_waits_for_a_thread_is_dropped_with_its_caller_and_what_can_have_one_is_done() {
+        let workers = Workers::default();
+        let gone = Arc::<Cancellation>::default();
+        gone.cancel();
+        let (tx, rx) = mpsc::channel();
+        let mut held: Vec<_> =
+            (1..ORDERED_LIMIT).map(|n| hold(&workers, Place::Mailbox(n.to_string()))).collect();
+        workers.offer_while_wanted(Place::Mailbox("last".into()), Some(gone.clone()), telling(0, &tx));
+        workers.drop_unwanted();
+        assert_eq!(rx.recv(), Ok(0), "there was a thread left");
+        held.push(hold(&workers, Place::Mailbox("last".into())));
+        workers.offer_while_wanted(Place::Mailbox("b".into()), Some(gone.clone()), telling(1, &tx));
+        workers.offer_while_wanted(Place::Mailbox("b".into()), None, telling(2, &tx));
+        workers.drop_unwanted();
+        drop((held, tx));
+        assert_eq!(rx.iter().collect::<Vec<_>>(), [2], "the next of the mailbox takes its place");
+    }
 
     #[test]
     fn jobs_of_one_mailbox_keep_their_order_and_cost_one_thread() {

@@ -7,8 +7,8 @@ use shim_runtime::testing::{Dialect, FakeContainerd, Frame, Mutations, RawConnec
 use shim_runtime::{Code, Pid, Signal};
 
 use super::{
-    FAULTS, FIXTURE, LIMIT, MIB, TASK, answer, answers, ask, bundle, descriptors, end, idle, memory, raw,
-    request, sleeping, state_request, status, until, wait_request,
+    FAULTS, FIXTURE, Gate, LIMIT, MIB, TASK, answer, answers, ask, bundle, descriptors, end, idle, memory,
+    raw, request, sleeping, state_request, status, until, wait_request,
 };
 
 /// What a shim has at the most that serves no blocking call: the main thread, the publisher, and a worker of
@@ -159,6 +159,92 @@ fn large_answers_that_nobody_reads_are_left_out_beyond_a_bound() -> Result<()> {
     assert!(codes[0] >= 8 && codes[1] > 0, "{codes:?}");
     assert_eq!(ask(&mut greedy, "big", "100000")?.len(), 100_000, "it is served as before");
     drop(greedy);
+    shim.end()?;
+    ctrd.check()
+}
+
+/// A Create that is as large as a message may be, or less.
+fn create(id: &str, bundle: &str, size: usize) -> ttrpc::Request {
+    let options = protobuf::well_known_types::any::Any { value: vec![7; size], ..Default::default() };
+    let (id, bundle) = (id.to_owned(), bundle.to_owned());
+    let options = protobuf::MessageField::some(options);
+    request("Create", &api::CreateTaskRequest { id, bundle, options, ..Default::default() })
+}
+
+#[test]
+fn large_calls_behind_one_that_hangs_are_bounded_by_their_bytes_and_go_with_their_client() -> Result<()> {
+    const CALLS: u32 = 60;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let gate = Gate::new(ctrd.root(), "create");
+    let builder = bundle(&ctrd, "c1", "").annotation("fixture/gate-create", gate.path());
+    let shim = ctrd.start(FIXTURE, &builder.args(["sleep", "1000"]).build()?)?;
+    let (server, path) = (shim.server()?.pid(), shim.bundle().path().display().to_string());
+    let mut first = raw(&shim)?;
+    first.send(&Frame::request(1, &create("c1", &path, 0))?)?;
+    let hanging = gate.reached();
+    let before = memory(server);
+    let mut greedy = raw(&shim)?;
+    let large = create("c1", &path, 4 * MIB - 1000);
+    for n in 0..CALLS {
+        greedy.send(&Frame::request(2 * n + 1, &large)?)?;
+    }
+    // It is read on, and what is small has room: only what did not fit is answered, by its code.
+    greedy.send(&Frame::request(2 * CALLS + 1, &create("c1", &path, 0))?)?;
+    greedy.send(&Frame::request(2 * CALLS + 3, &state_request("nobody"))?)?;
+    let mut refused = 0;
+    while answer(&mut greedy)? != (2 * CALLS + 3, Code::NotFound as i32) {
+        refused += 1;
+    }
+    assert!((CALLS - 4..CALLS).contains(&refused), "{refused} were refused");
+    let grown = memory(server).saturating_sub(before);
+    assert!(grown < 24 * MIB, "{grown} bytes more");
+    // Another client has room of its own.
+    let mut other = raw(&shim)?;
+    other.send(&Frame::request(1, &large)?)?;
+    other.send(&Frame::request(3, &state_request("nobody"))?)?;
+    assert_eq!(answer(&mut other)?, (3, Code::NotFound as i32), "the large one waits");
+    drop((greedy, other));
+    until("the memory's return", || memory(server) < before + 2 * MIB);
+    drop(hanging);
+    assert_eq!(answer(&mut first)?, (1, 0));
+    drop(first);
+    shim.task().start()?;
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn unfinished_frames_of_many_clients_are_bounded_together() -> Result<()> {
+    const CLIENTS: usize = 40;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = idle(&ctrd)?;
+    answers(&shim)?;
+    let server = shim.server()?.pid();
+    let before = memory(server);
+    let mut bytes = Vec::new();
+    let state = ttrpc::Request { payload: vec![0; 4 * MIB - 1000], ..state_request("nobody") };
+    Frame::request(1, &state)?.write_to(&mut bytes)?;
+    let (last, bytes) = bytes.split_last().unwrap();
+    let mut clients = connections(&shim, CLIENTS)?;
+    for client in &mut clients {
+        client.stream().write_all(bytes)?;
+    }
+    answers(&shim)?;
+    let grown = memory(server).saturating_sub(before);
+    assert!(grown < 80 * MIB, "{grown} bytes more");
+    let mut codes = Vec::new();
+    for client in &mut clients {
+        client.stream().write_all(&[*last])?;
+        let (stream, code) = answer(client)?;
+        assert_eq!(stream, 1);
+        codes.push(code);
+        client.send(&Frame::request(3, &state_request("nobody"))?)?;
+        assert_eq!(answer(client)?, (3, Code::NotFound as i32), "it is served as before");
+    }
+    let exhausted = codes.iter().filter(|code| **code == Code::ResourceExhausted as i32).count();
+    assert!(exhausted > 0 && CLIENTS - exhausted >= 12, "{codes:?}");
+    drop(clients);
+    until("the memory's return", || memory(server) < before + 2 * MIB);
     shim.end()?;
     ctrd.check()
 }

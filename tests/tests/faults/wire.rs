@@ -306,6 +306,34 @@ fn create_and_delete_finish_without_their_client() -> Result<()> {
     ctrd.check()
 }
 
+/// Behind a Create that hangs, as a daemon's calls that were given up: it hangs up when it has sent the last.
+#[test]
+fn of_a_client_that_has_left_a_delete_that_waits_is_done_and_a_start_is_not() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let gate = Gate::new(ctrd.root(), "create");
+    let builder = bundle(&ctrd, "c1", "").annotation("fixture/gate-create", gate.path());
+    let bundle = builder.args(["sleep", "1000"]).build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let mut leaving = raw(&shim)?;
+    let (id, path) = ("c1".to_owned(), bundle.path().display().to_string());
+    let create = api::CreateTaskRequest { id: id.clone(), bundle: path, ..Default::default() };
+    leaving.begin(TASK, "Create", create.write_to_bytes().unwrap())?;
+    let hanging = gate.reached();
+    let start = api::StartRequest { id: id.clone(), ..Default::default() };
+    leaving.begin(TASK, "Start", start.write_to_bytes().unwrap())?;
+    let delete = api::DeleteRequest { id, ..Default::default() };
+    leaving.begin(TASK, "Delete", delete.write_to_bytes().unwrap())?;
+    drop(leaving);
+    // Taken after the hang-up.
+    answers(&shim)?;
+    drop(hanging);
+    ctrd.events().wait_for("/tasks/delete", LIMIT, |_| true)?;
+    shim.end()?;
+    let told: Vec<_> = ctrd.events().all().iter().map(ToString::to_string).collect();
+    assert!(!told.iter().any(|event| event.starts_with("start")), "{told:?}");
+    ctrd.check()
+}
+
 #[test]
 fn the_answer_to_shutdown_arrives_before_the_end_whoever_gives_it() -> Result<()> {
     for task in ["plain", "wrapped"] {
