@@ -481,6 +481,19 @@ pub(crate) fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<Owned
     sent.map(take_inherited).transpose()
 }
 
+/// Opens the process's side of a terminal, of which `master` is the other, in whatever mount namespace it has a
+/// name. It becomes nobody's controlling terminal.
+pub(crate) fn open_slave(master: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: this request takes a plain number.
+    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if slave < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
+}
+
 /// Sets the size of a terminal, in characters.
 pub(crate) fn set_window_size(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

@@ -59,8 +59,6 @@ impl Task for Raw {
         }
         let (streams, stdio) = call.open_stdio(&req.id, &req)?;
         stdio.apply(&mut command)?;
-        // If it is a terminal, its copying begins here; an OCI runtime would have been given a console socket first.
-        streams.begin();
         let gate = call.spawn_gated(command)?;
         // From here on the `delete` action ends the process if this shim cannot.
         gate.child().note_in(&bundle)?;
@@ -205,6 +203,7 @@ impl Raw {
 impl Init {
     /// It has ended, started or not: tells containerd, then those who wait.
     fn exited(&self, cx: &Context, exit: Exit) {
+        self.streams.process_ended();
         let _started = lock(&self.starting);
         cx.publish(&TaskExit {
             container_id: self.id.clone(),

@@ -39,7 +39,6 @@ impl<S: Shim> Managed<S> {
             "" => self.0.shim.create(&mut create),
             image => self.0.shim.restore(&mut create, Path::new(image)),
         })?;
-        streams.begin();
         // Read after author code, which may have changed it. One that cannot be read promises no namespace
         // (contract 6.5, 4).
         let spec = entry.bundle.spec().ok();

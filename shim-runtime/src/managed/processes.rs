@@ -124,15 +124,19 @@ impl Process {
         self.exit.is_some() || self.ended.is_some()
     }
 
+    /// Its streams have nobody any more at their other side.
+    fn hang_up(&self) {
+        if let Some(streams) = &self.streams {
+            streams.process_ended();
+        }
+    }
+
     /// Its end is published now; who waits for it is told by the caller.
     fn publish_exit(&mut self, exit: Exit) -> (Arc<Waiters<WaitResponse>>, WaitResponse) {
         self.exit = Some(exit);
         // One that is being deleted before it was started stays so.
         if self.phase != Phase::Deleting {
             self.phase = Phase::Stopped;
-        }
-        if let Some(streams) = &self.streams {
-            streams.process_ended();
         }
         (self.waiters.clone(), wait_response(exit))
     }
@@ -256,6 +260,7 @@ impl Processes {
             && !process.is_over()
         {
             process.ended = Some(exit);
+            process.hang_up();
         }
     }
 
@@ -332,6 +337,7 @@ impl Processes {
         let Ok(process) = self.get(exec) else { return Told::new() };
         let mut told = Told::new();
         let exit = Exit::now(255);
+        process.hang_up();
         told.push(process.publish_exit(exit));
         process.ended = None;
         process.early_signals.clear();

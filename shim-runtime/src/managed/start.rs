@@ -27,6 +27,9 @@ impl<S: Shim> Managed<S> {
         let run = || {
             let guard = self.0.context.supervisor()?.guard();
             let started = author(|| entry.container()?.start(stdio))?;
+            if let Some(streams) = &entry.processes().init.streams {
+                streams.begin();
+            }
             self.resolve(started, created.as_ref(), &guard)
         };
         match run() {

@@ -9,17 +9,20 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::PollFlags;
-use nix::unistd::read;
+use nix::unistd::{isatty, read};
 
 use super::fifo;
-use super::pace::{BUSY, REST};
+use super::pace::{BUSY, REST, TERMINAL};
 use crate::error::Result;
-use crate::event_loop::{EventLoop, Handle, Ready, Source, Token};
+use crate::event_loop::{EventLoop, Handle, Ready, Source, Timer, Token};
 use crate::reaper::lock;
+use crate::sys;
 
 /// How much is moved at a time, all that a busy stream's pipe holds, and how often before others have their turn.
 const CHUNK: usize = BUSY.unsigned_abs() as usize;
 const MOVES_PER_TURN: usize = 16;
+/// After how long a copier looks again where nothing tells it that it can go on.
+const RETRY: Duration = Duration::from_millis(200);
 /// A reader that takes nothing for so long during the drain ends it.
 const STALL: Duration = Duration::from_secs(2);
 /// How long the drain takes at most: a client gives the whole Delete 10 s (contract 5.3).
@@ -38,6 +41,8 @@ pub(super) enum Halt {
     Lost,
     /// It is others' turn.
     Paused,
+    /// No process has the other side of the terminal open at this moment.
+    Deserted,
 }
 
 /// Moves what can be moved; returns how much, and why no more. One of the two must be a pipe or a FIFO.
@@ -46,8 +51,8 @@ pub(super) fn pump(from: &OwnedFd, to: &OwnedFd) -> (usize, Halt) {
     for _ in 0..MOVES_PER_TURN {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         match splice(from, None, to, None, CHUNK, flags) {
-            // A terminal that no process has open any more gives an error instead of an end.
-            Ok(0) | Err(Errno::EIO) => return (moved, Halt::Ended),
+            Ok(0) => return (moved, Halt::Ended),
+            Err(Errno::EIO) => return (moved, Halt::Deserted),
             Ok(count) => moved += count,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if fifo::ready_for(from, PollFlags::POLLIN) => return (moved, Halt::Full),
@@ -71,16 +76,27 @@ pub(super) fn discard(from: &OwnedFd) -> (usize, Halt) {
             Ok(count @ 1..) => taken += count,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return (taken, Halt::Starved),
+            Err(Errno::EIO) => return (taken, Halt::Deserted),
             Ok(0) | Err(_) => return (taken, Halt::Ended),
         }
     }
     (taken, Halt::Paused)
 }
 
-/// The one descriptor that a copier waits for. Only one is watched at a time, because the kernel reports a
-/// hang-up of a watched one whether it was asked for or not.
+/// How much of an ended process's output its pipe, or its terminal, still holds: more than that was written later,
+/// by a process that was left behind.
+pub(super) fn held(from: &OwnedFd) -> usize {
+    // A terminal does not tell all that it holds.
+    if isatty(from).unwrap_or(false) { TERMINAL.unsigned_abs() as usize } else { sys::unread(from) }
+}
+
+/// What a copier waits for: one descriptor, or a time. Only one descriptor is watched at a time, because the kernel
+/// reports a hang-up of a watched one whether it was asked for or not.
 #[derive(Default)]
-pub(super) struct Watch(Option<(Arc<OwnedFd>, Ready)>);
+pub(super) struct Watch {
+    descriptor: Option<(Arc<OwnedFd>, Ready)>,
+    timer: Option<Timer>,
+}
 
 impl Watch {
     pub(super) fn start(
@@ -91,17 +107,35 @@ impl Watch {
         events: &mut EventLoop,
     ) -> Result<()> {
         let is_same = |(watched, wanted): &(_, _)| Arc::ptr_eq(watched, fd) && *wanted == ready;
-        if !self.0.as_ref().is_some_and(is_same) {
+        if !self.descriptor.as_ref().is_some_and(is_same) {
             self.stop(events);
             events.watch(fd, token, ready)?;
-            self.0 = Some((fd.clone(), ready));
+            self.descriptor = Some((fd.clone(), ready));
         }
         Ok(())
     }
 
+    /// Has the next turn come after a rest, not when a descriptor is ready.
+    pub(super) fn rest(&mut self, token: Token, events: &mut EventLoop) {
+        self.wait(REST, token, events);
+    }
+
+    /// Has the next turn come after a while, for want of a descriptor that tells when to go on.
+    pub(super) fn retry(&mut self, token: Token, events: &mut EventLoop) {
+        self.wait(RETRY, token, events);
+    }
+
+    fn wait(&mut self, time: Duration, token: Token, events: &mut EventLoop) {
+        self.stop(events);
+        self.timer = Some(events.after(time, move |events| events.poke(token, Ready::empty())));
+    }
+
     pub(super) fn stop(&mut self, events: &mut EventLoop) {
-        if let Some((fd, _)) = self.0.take() {
+        if let Some((fd, _)) = self.descriptor.take() {
             events.unwatch(&fd);
+        }
+        if let Some(timer) = self.timer.take() {
+            events.cancel(timer);
         }
     }
 }
@@ -111,14 +145,16 @@ impl Watch {
 pub(super) struct Control {
     main: Handle,
     token: Mutex<Option<Token>>,
+    process_ended: AtomicBool,
     finishing: AtomicBool,
     aborted: AtomicBool,
 }
 
 impl Control {
     pub(super) fn new(main: &Handle) -> Arc<Self> {
-        let (finishing, aborted) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { main: main.clone(), token: Mutex::new(None), finishing, aborted })
+        let no = || AtomicBool::new(false);
+        let (process_ended, finishing, aborted) = (no(), no(), no());
+        Arc::new(Self { main: main.clone(), token: Mutex::new(None), process_ended, finishing, aborted })
     }
 
     /// Gives the copier its place on the loop, and its first turn.
@@ -143,6 +179,13 @@ impl Control {
         });
     }
 
+    /// The process is gone: a terminal that nobody has open is at its end.
+    pub(super) fn process_ended(self: &Arc<Self>) {
+        if !self.process_ended.swap(true, Ordering::Relaxed) {
+            self.poke();
+        }
+    }
+
     /// Nothing more will come: what is there is to be delivered.
     pub(super) fn finish(self: &Arc<Self>) {
         if !self.finishing.swap(true, Ordering::Relaxed) {
@@ -157,6 +200,10 @@ impl Control {
         }
     }
 
+    pub(super) fn has_process_ended(&self) -> bool {
+        self.process_ended.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_finishing(&self) -> bool {
         self.finishing.load(Ordering::Relaxed)
     }
@@ -169,12 +216,6 @@ impl Control {
 /// Asks for another turn after the others'.
 pub(super) fn again(token: Token, events: &mut EventLoop) {
     events.handle().post(move |events| events.poke(token, Ready::empty()));
-}
-
-/// Has the next turn come after a rest, not when a descriptor is ready.
-pub(super) fn rest(watch: &mut Watch, token: Token, events: &mut EventLoop) {
-    watch.stop(events);
-    events.after(REST, move |events| events.poke(token, Ready::empty()));
 }
 
 /// What all output copiers of one process together still have to deliver.

@@ -6,24 +6,22 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
-use super::copier::{Control, Share, Watch};
+use super::copier::{Control, Halt, Share, Watch, held};
+use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
+use crate::reaper::lock;
 
 /// How much is copied at a time.
 const CHUNK: usize = 64 << 10;
 /// How long a thread waits for more, in milliseconds, so that a steady writer does not cost one a line.
 const LINGER: u16 = 100;
-/// After how long it is tried again to start a thread.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Opens a file for appending, and makes it and the folders above it.
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -45,58 +43,58 @@ struct Work {
     from: Arc<OwnedFd>,
     to: File,
     share: Option<Share>,
-    /// A thread copies.
-    busy: AtomicBool,
-    /// There is nothing left to copy.
-    over: AtomicBool,
+    /// Why the last thread has ended; `None` while one copies.
+    halt: Mutex<Option<Halt>>,
 }
 
 impl FileCopier {
     pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: File, share: Option<Share>) {
-        let (busy, over) = (AtomicBool::new(false), AtomicBool::new(false));
-        let work = Arc::new(Work { from, to, share, busy, over });
+        let work = Arc::new(Work { from, to, share, halt: Mutex::new(Some(Halt::Starved)) });
         control.begin(Self { work, control: control.clone(), watch: Watch::default() });
     }
 
+    fn turn(&mut self, token: Token, ready: Ready, events: &mut EventLoop) -> Result<Next> {
+        let Some(halt) = *lock(&self.work.halt) else { return Ok(Next::Keep) };
+        match halt {
+            Halt::Ended => return Ok(Next::Close),
+            Halt::Deserted => {
+                *lock(&self.work.halt) = Some(Halt::Starved);
+                self.watch.retry(token, events);
+            }
+            _ if !ready.is_empty() || self.control.is_finishing() => self.work(token, events),
+            _ => self.watch.start(&self.work.from, Ready::EPOLLIN, token, events)?,
+        }
+        Ok(Next::Keep)
+    }
+
     /// Has a thread copy, which pokes the copier when it ends.
-    fn work(&mut self, events: &mut EventLoop) {
+    fn work(&mut self, token: Token, events: &mut EventLoop) {
         self.watch.stop(events);
-        self.work.busy.store(true, Ordering::Release);
+        *lock(&self.work.halt) = None;
         let (work, control) = (self.work.clone(), self.control.clone());
         let copy = move || {
-            work.copy(&control);
-            work.busy.store(false, Ordering::Release);
+            let halt = work.copy(&control);
+            *lock(&work.halt) = Some(halt);
             drop(work);
             control.poke();
         };
         if let Err(error) = thread::Builder::new().name("file".to_owned()).spawn(copy) {
             log::error!("cannot start a thread to copy a container's output: {error}");
-            self.work.busy.store(false, Ordering::Release);
-            let control = self.control.clone();
-            events.after(RETRY, move |_| control.poke());
+            *lock(&self.work.halt) = Some(Halt::Starved);
+            self.watch.retry(token, events);
         }
     }
 }
 
 impl Source for FileCopier {
     fn ready(&mut self, token: Token, ready: Ready, events: &mut EventLoop) -> Next {
-        if self.control.is_aborted() || self.work.over.load(Ordering::Acquire) {
+        if self.control.is_aborted() {
             return Next::Close;
         }
-        if self.work.busy.load(Ordering::Acquire) {
-            return Next::Keep;
-        }
-        if !ready.is_empty() || self.control.is_finishing() {
-            self.work(events);
-            return Next::Keep;
-        }
-        match self.watch.start(&self.work.from, Ready::EPOLLIN, token, events) {
-            Ok(()) => Next::Keep,
-            Err(error) => {
-                log::error!("cannot copy a container's output: {error}");
-                Next::Close
-            }
-        }
+        self.turn(token, ready, events).unwrap_or_else(|error| {
+            log::error!("cannot copy a container's output: {error}");
+            Next::Close
+        })
     }
 
     fn close(&mut self, events: &mut EventLoop) {
@@ -105,23 +103,34 @@ impl Source for FileCopier {
 }
 
 impl Work {
-    /// Copies until there is nothing left for a while, or ever.
-    fn copy(&self, control: &Control) {
+    /// Copies until there is nothing left for a while, or ever; returns which.
+    fn copy(&self, control: &Control) -> Halt {
         let mut buffer = vec![0; CHUNK];
+        let mut left = None;
         while !control.is_aborted() {
+            // A process that the container has left behind may keep the pipe open for good, and write on.
+            if control.is_finishing() && left.is_none() {
+                left = Some(held(&self.from));
+            }
+            if left == Some(0) {
+                break;
+            }
             match read(&self.from, &mut buffer) {
-                Ok(count @ 1..) => self.deliver(&buffer[..count], control),
+                Ok(count @ 1..) => {
+                    self.deliver(&buffer[..count], control);
+                    left = left.map(|left| left.saturating_sub(count));
+                }
                 Err(Errno::EINTR) => {}
-                // A process that the container has left behind may keep the pipe open for good.
                 Err(Errno::EAGAIN) if !control.is_finishing() => {
                     if !self.has_more_soon() && !control.is_finishing() {
-                        return;
+                        return Halt::Starved;
                     }
                 }
+                Err(Errno::EIO) if !control.has_process_ended() => return Halt::Deserted,
                 Ok(0) | Err(_) => break,
             }
         }
-        self.over.store(true, Ordering::Release);
+        Halt::Ended
     }
 
     /// A file that takes nothing more does not hold up the container: what cannot be written is lost.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
 use nix::unistd::write;
 
-use super::copier::{Control, Halt, Watch, again, pump, rest};
+use super::copier::{Control, Halt, Watch, again, pump};
 use super::fifo;
 use super::pace::Pace;
 use crate::error::Result;
@@ -23,6 +23,8 @@ pub(super) struct InputCopier {
     to_terminal: bool,
     control: Arc<Control>,
     reads_only: bool,
+    /// How often the end was typed into a terminal.
+    ends_typed: usize,
     watch: Watch,
     pace: Pace,
 }
@@ -35,6 +37,7 @@ impl InputCopier {
             to_terminal,
             control: control.clone(),
             reads_only: false,
+            ends_typed: 0,
             watch: Watch::default(),
             pace: Pace::default(),
         });
@@ -49,17 +52,40 @@ impl InputCopier {
         let (moved, halt) = pump(&self.from, &self.to);
         match halt {
             Halt::Starved | Halt::Full if self.pace.rests(moved, [&self.from, &self.to]) => {
-                rest(&mut self.watch, token, events);
+                self.watch.rest(token, events);
             }
             Halt::Starved => self.watch.start(&self.from, Ready::EPOLLIN, token, events)?,
             Halt::Full => self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?,
             Halt::Paused => again(token, events),
-            Halt::Ended if self.to_terminal && !type_end(&self.to) => {
-                self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?;
-            }
+            Halt::Deserted => self.watch.retry(token, events),
+            Halt::Ended if self.to_terminal => return self.type_end(token, events),
             Halt::Ended | Halt::Lost => return Ok(Next::Close),
         }
         Ok(Next::Keep)
+    }
+
+    /// A terminal has no end of input but the one that is typed: once to pass on a line that was begun, once more
+    /// for the end itself.
+    fn type_end(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
+        let Ok(settings) = tcgetattr(&self.to) else { return Ok(Next::Close) };
+        let end = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
+        // Zero is how a terminal says that it has none.
+        while end != 0 && self.ends_typed < 2 {
+            match write(&self.to, &[end]) {
+                Ok(count) => self.ends_typed += count,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?;
+                    return Ok(Next::Keep);
+                }
+                Err(Errno::EIO) => {
+                    self.watch.retry(token, events);
+                    return Ok(Next::Keep);
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(Next::Close)
     }
 }
 
@@ -77,13 +103,4 @@ impl Source for InputCopier {
     fn close(&mut self, events: &mut EventLoop) {
         self.watch.stop(events);
     }
-}
-
-/// A terminal has no end of input but the one that is typed: once to pass on a line that was begun, once more
-/// for the end itself. Returns false when there is no room for it yet.
-fn type_end(terminal: &OwnedFd) -> bool {
-    let Ok(settings) = tcgetattr(terminal) else { return true };
-    let end = settings.control_chars[SpecialCharacterIndices::VEOF as usize];
-    // Zero is how a terminal says that it has none.
-    end == 0 || write(terminal, &[end, end]) != Err(Errno::EAGAIN)
 }

@@ -23,7 +23,7 @@ use self::fifo::{End, Opened};
 use self::input::InputCopier;
 use self::logger_binary::Logger;
 use self::output::Sink;
-use self::terminal::Terminal;
+use self::terminal::{Claim, Terminal};
 use self::uri::{Place, Program};
 use crate::error::{Error, Result, WithContext};
 use crate::server::Lifetime;
@@ -42,7 +42,7 @@ pub struct Stdio {
     pub stdout: Option<OwnedFd>,
     /// To write errors to.
     pub stderr: Option<OwnedFd>,
-    terminal: Option<Arc<Terminal>>,
+    terminal: Option<Claim>,
 }
 
 impl Stdio {
@@ -52,7 +52,8 @@ impl Stdio {
     }
 
     /// The path of a socket to which an OCI runtime sends the terminal that it makes (`--console-socket`). The
-    /// streams are then `None`, for the runtime needs none of them.
+    /// streams are then `None`, for the runtime needs none of them. It is a matter of the author whether the runtime
+    /// is called by `create` or by `start`; once `start` has returned it is too late to call this.
     ///
     /// # Errors
     /// `FailedPrecondition` when it is no terminal, or when this was called before.
@@ -88,11 +89,8 @@ impl Stdio {
     pub fn apply(self, command: &mut Command) -> Result<()> {
         let (uid, gid) = command.ids();
         self.set_owner(uid, gid)?;
-        if let Some(terminal) = &self.terminal {
-            if self.stdin.is_some() {
-                command.controlling_terminal(0);
-            }
-            terminal.begin();
+        if self.is_terminal() && self.stdin.is_some() {
+            command.controlling_terminal(0);
         }
         for (number, fd) in [(0, self.stdin), (1, self.stdout), (2, self.stderr)] {
             if let Some(fd) = fd {
@@ -163,8 +161,8 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Opens what the names name, without waiting for any client, and starts to copy; only to a terminal's
-    /// copying does [`begin`](Self::begin) belong. The shim lives while a logging program does.
+    /// Opens what the names name, without waiting for any client, and starts to copy; a terminal only once it is
+    /// clear whose it is (see [`begin`](Self::begin)). The shim lives while a logging program does.
     pub(crate) fn open(
         names: &StdioNames,
         of: Owner<'_>,
@@ -178,7 +176,8 @@ impl Streams {
         Ok((streams, stdio))
     }
 
-    /// Author code has had its say: what it left of a terminal is ours to serve.
+    /// Begins to copy to and from a terminal, unless a runtime is still to send it. That happens by itself when the
+    /// [`Stdio`] is dropped or applied to a command; for one that is kept, call this once the process runs.
     pub fn begin(&self) {
         if let Some(terminal) = &self.terminal {
             terminal.begin();
@@ -197,10 +196,16 @@ impl Streams {
         self.terminal.as_ref().map_or(Ok(()), |terminal| terminal.resize(columns, rows))
     }
 
-    /// The process is gone: nobody takes input any more.
-    pub(crate) fn process_ended(&self) {
+    /// The process has ended: nobody takes input any more, and a terminal ends once nobody else has it open. Call it
+    /// when the exit is known; [`drain`](Self::drain) does so at the latest.
+    pub fn process_ended(&self) {
         if let Some(input) = &self.input {
             input.abort();
+        }
+        // Before the terminal is let go, so that its end is known to be one.
+        self.outputs.iter().for_each(Control::process_ended);
+        if let Some(terminal) = &self.terminal {
+            terminal.process_ended();
         }
     }
 
@@ -316,7 +321,7 @@ impl Opening<'_> {
         let (terminal, slave) = Terminal::open(ends, self.supervisor.main())?;
         self.streams.terminal = Some(terminal.clone());
         let (stdin, stdout) = (Some(slave.try_clone()?), Some(slave.try_clone()?));
-        Ok(Stdio { stdin, stdout, stderr: Some(slave), terminal: Some(terminal) })
+        Ok(Stdio { stdin, stdout, stderr: Some(slave), terminal: Some(Claim::new(&terminal)) })
     }
 
     fn input(&self) -> Result<Option<Opened>> {

@@ -10,15 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::unistd::isatty;
 
-use super::copier::{Control, Halt, Share, Watch, again, discard, pump, rest};
+use super::copier::{Control, Halt, Share, Watch, again, discard, held, pump};
 use super::fifo;
 use super::file::FileCopier;
 use super::pace::{Pace, make_room};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
-use crate::sys;
 
 /// How long output waits during the drain for a reader that is not there.
 const ABSENCE: Duration = Duration::from_millis(100);
@@ -69,7 +67,7 @@ struct OutputCopier {
     _companion: Option<OwnedFd>,
     control: Arc<Control>,
     share: Option<Share>,
-    /// How much is still to be copied, of what the pipe held when the drain began.
+    /// How much is still to be copied, of what the pipe or terminal held when the drain began.
     left: Option<usize>,
     /// The FIFO was made larger for what is left.
     is_roomy: bool,
@@ -92,9 +90,10 @@ impl OutputCopier {
                 (Halt::Starved | Halt::Full, Some(to))
                     if !draining && self.pace.rests(moved, [&from, to]) =>
                 {
-                    rest(&mut self.watch, token, events);
+                    self.watch.rest(token, events);
                 }
                 (Halt::Starved, _) if !draining => self.watch.start(&from, Ready::EPOLLIN, token, events)?,
+                (Halt::Deserted, _) if !self.control.has_process_ended() => self.watch.retry(token, events),
                 (Halt::Full, Some(to)) if draining && self.is_fifo => {
                     let to = to.clone();
                     return self.wait_for_room(&from, &to, token, events);
@@ -117,9 +116,8 @@ impl OutputCopier {
     /// Copies what there is; returns how much that was, and why no more. A process that the container has left
     /// behind may keep the pipe open for good, and write on, so what there was when the drain began is all.
     fn copy(&mut self, from: &OwnedFd, draining: bool) -> (usize, Halt) {
-        // A terminal does not tell all that it holds.
-        if draining && self.left.is_none() && isatty(from) == Ok(false) {
-            self.left = Some(sys::unread(from));
+        if draining && self.left.is_none() {
+            self.left = Some(held(from));
         }
         let (moved, halt) = self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
         if let Some(share) = self.share.as_ref().filter(|_| draining) {

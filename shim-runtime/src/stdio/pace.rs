@@ -16,8 +16,8 @@ const STREAK: u32 = 8;
 /// rest takes longer than it should. All pipes of a user have a limit in common (`pipe-user-pages-soft`), beyond
 /// which new ones are tiny, so it is taken only while needed.
 pub(super) const BUSY: i32 = 1 << 20;
-/// What a pipe holds unless told otherwise, and more than a terminal does.
-const USUAL: i32 = 64 << 10;
+/// More than a terminal holds: 4 KiB to be read, and 8 KiB and a page on their way there.
+pub(super) const TERMINAL: i32 = 64 << 10;
 
 /// See the module.
 #[derive(Default)]
@@ -69,7 +69,7 @@ impl Pace {
 
 /// Makes a FIFO large enough for all that another pipe, or a terminal, can hold in addition.
 pub(super) fn make_room(fifo: &OwnedFd, from: &OwnedFd) -> Result<(), Errno> {
-    resize(fifo, size(fifo)? + size(from).unwrap_or(USUAL))
+    resize(fifo, size(fifo)? + size(from).unwrap_or(TERMINAL))
 }
 
 fn size(pipe: &OwnedFd) -> Result<i32, Errno> {
@@ -88,6 +88,9 @@ mod tests {
 
     use super::*;
     use crate::stdio::fifo::{self, End};
+
+    /// What a pipe holds unless told otherwise.
+    const USUAL: i32 = 64 << 10;
 
     /// Two pipes: the ends that a copier has, and the others.
     fn pipes() -> [(OwnedFd, OwnedFd); 2] {

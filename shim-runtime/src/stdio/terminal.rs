@@ -1,5 +1,17 @@
 //! Terminals: one of our own for a container that lives on the host or in the shim, or one that an OCI runtime
 //! makes and sends over a console socket (contract 5.3).
+//!
+//! A terminal ends with its process, and not because nobody has it open: a service manager closes its console and
+//! opens it again at every boot. The kernel makes no such difference. While no process has the slave open, reads and
+//! writes of the master fail with EIO, which it also reports as a hang-up for as long as that lasts, and it tells
+//! nobody when the slave is opened again: input that comes meanwhile could only be tried again and again. So the
+//! shim holds the slave open itself until the process has ended. A terminal that nobody else has open is then one
+//! that is quiet: it costs a descriptor and no wake-up, keeps what is typed, and shows it to the next who reads.
+//! Once the process has ended the slave is closed, and EIO does mean the end. Hanging up works as ever: a session
+//! that loses its leader is told by the kernel, and so are all processes when the master is closed.
+//!
+//! Where the slave cannot be held (kernels before 4.13, or no descriptor is left) EIO is taken for a pause, and the
+//! copiers try again from time to time.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -37,7 +49,10 @@ pub(super) struct Terminal {
 
 struct State {
     /// Our side of the terminal; none while a runtime is to send it.
-    master: Option<Arc<OwnedFd>>,
+    master: Option<Master>,
+    /// The process's side, held open until the process has ended.
+    slave: Option<OwnedFd>,
+    process_ended: bool,
     /// `None` once copying has begun.
     ends: Option<Ends>,
     /// Columns and rows, as far as they were told.
@@ -46,11 +61,52 @@ struct State {
     folder: Option<PathBuf>,
 }
 
+/// Our side of a terminal, once for each direction: an epoll set takes a descriptor only once.
+#[derive(Clone)]
+struct Master {
+    output: Arc<OwnedFd>,
+    input: Arc<OwnedFd>,
+}
+
+impl Master {
+    fn new(master: OwnedFd) -> Result<Self> {
+        let input = Arc::new(master.try_clone()?);
+        Ok(Self { output: Arc::new(master), input })
+    }
+}
+
+/// Somebody's right to have a runtime send the terminal. Copying begins when it is given up.
+pub(super) struct Claim(Arc<Terminal>);
+
+impl Claim {
+    pub(super) fn new(terminal: &Arc<Terminal>) -> Self {
+        Self(terminal.clone())
+    }
+
+    /// See [`Terminal::console_socket`].
+    pub(super) fn console_socket(&self) -> Result<PathBuf> {
+        self.0.console_socket()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.begin();
+    }
+}
+
 impl Terminal {
     /// A new terminal, and the process's side of it.
     pub(super) fn open(ends: Ends, main: &Handle) -> Result<(Arc<Self>, OwnedFd)> {
         let (master, slave) = open_pair().context(|| "cannot open a terminal")?;
-        let state = State { master: Some(Arc::new(master)), ends: Some(ends), size: None, folder: None };
+        let state = State {
+            master: Some(Master::new(master)?),
+            slave: Some(slave.try_clone()?),
+            process_ended: false,
+            ends: Some(ends),
+            size: None,
+            folder: None,
+        };
         Ok((Arc::new(Self { console: Control::new(main), state: Mutex::new(state) }), slave))
     }
 
@@ -63,14 +119,22 @@ impl Terminal {
             (master, ends)
         };
         let (control, to, share) = ends.output;
-        output::start(&control, master.clone(), to, Some(share));
+        output::start(&control, master.output, to, Some(share));
         if let Some((control, from)) = ends.input {
-            InputCopier::start(&control, from, master, true);
+            InputCopier::start(&control, from, master.input, true);
         }
     }
 
+    /// The process has ended: what others print is no reason to hold the terminal open for them.
+    pub(super) fn process_ended(&self) {
+        self.begin();
+        let mut state = lock(&self.state);
+        state.process_ended = true;
+        state.slave = None;
+    }
+
     /// Gives up the own terminal for one that will be sent to the returned socket.
-    pub(super) fn console_socket(self: &Arc<Self>) -> Result<PathBuf> {
+    fn console_socket(self: &Arc<Self>) -> Result<PathBuf> {
         let mut state = lock(&self.state);
         if state.ends.is_none() || state.folder.is_some() {
             return Err(Error::failed_precondition("the terminal is in use already"));
@@ -80,7 +144,7 @@ impl Terminal {
         state.folder = Some(folder);
         let listener = UnixListener::bind(&path).context(|| format!("cannot bind `{}`", path.display()))?;
         listener.set_nonblocking(true)?;
-        state.master = None;
+        (state.master, state.slave) = (None, None);
         self.console.begin(Console { listener, stream: None, terminal: Arc::downgrade(self) });
         // Begun and watched in the order of posting; whoever connects earlier waits in the socket's queue.
         Ok(path)
@@ -92,10 +156,14 @@ impl Terminal {
             return Err(Error::invalid_argument("what was sent to the console socket is no terminal"));
         }
         fifo::never_block(&master)?;
+        let slave = sys::open_slave(&master)
+            .inspect_err(|error| log::info!("a terminal cannot be held open: {error}"));
+        let master = Master::new(master)?;
         let (size, folder) = {
             let mut state = lock(&self.state);
             if state.ends.is_some() {
-                state.master = Some(Arc::new(master));
+                state.master = Some(master);
+                state.slave = slave.ok().filter(|_| !state.process_ended);
             }
             (state.size, state.folder.take())
         };
@@ -114,15 +182,15 @@ impl Terminal {
             state.size = Some((columns, rows));
             state.master.clone()
         };
-        let set = master.map_or(Ok(()), |master| sys::set_window_size(&master, columns, rows));
+        let set = master.map_or(Ok(()), |master| sys::set_window_size(&master.output, columns, rows));
         set.context(|| "cannot resize a terminal")
     }
 
     /// Nobody needs it any more: processes that still have it are hung up on.
     pub(super) fn close(&self) {
-        let (_master, _ends, folder) = {
+        let (_master, _slave, _ends, folder) = {
             let mut state = lock(&self.state);
-            (state.master.take(), state.ends.take(), state.folder.take())
+            (state.master.take(), state.slave.take(), state.ends.take(), state.folder.take())
         };
         folder.as_deref().map(remove_folder);
         self.console.abort();

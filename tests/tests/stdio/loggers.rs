@@ -1,21 +1,19 @@
 //! Logging programs (contract 5.2, 11.5).
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use shim_runtime::Signal;
 use shim_runtime::testing::{Dialect, FakeContainerd, Process, Result, Stdio, related_to};
 
-use super::{FIXTURE, Host, LIMIT, numbers, until_stuck, until_text, when};
+use super::{FIXTURE, Host, LIMIT, numbers, until_stuck, until_text, when, write_program};
 
 /// Writes a logging program in shell; `$LOGS` is the folder for what it gets.
 fn program(host: &Host, script: &str) -> String {
     let path: PathBuf = host.ctrd.root().join("logger");
     let logs = host.ctrd.root().display();
-    fs::write(&path, format!("#!/bin/sh\nLOGS={logs}\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, &format!("LOGS={logs}\n{script}"));
     path.to_string_lossy().into_owned()
 }
 

@@ -14,6 +14,7 @@ mod refusals;
 mod terminals;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,25 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until nothing wakes a shim any more.
+fn until_asleep(shim: &Shim) -> Result<()> {
+    let tasks = format!("/proc/{}/task", shim.server()?.pid());
+    let wakeups = || {
+        let threads = fs::read_dir(&tasks).unwrap().flatten();
+        let of = |status: String| {
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        threads.filter_map(|thread| of(fs::read_to_string(thread.path().join("status")).ok()?)).sum::<u64>()
+    };
+    until("the shim to sleep", || {
+        let before = wakeups();
+        std::thread::park_timeout(Duration::from_millis(500));
+        wakeups() == before
+    });
+    Ok(())
+}
+
 /// Waits until a process that writes small blocks without end is held up: nothing was written for a while.
 fn until_stuck(exec: &Task) -> Result<()> {
     let io = format!("/proc/{}/io", exec.state()?.pid);
@@ -119,6 +139,12 @@ fn until_text(path: &Path, text: &str) {
     until(&format!("{text:?} in `{}`", path.display()), || {
         fs::read_to_string(path).is_ok_and(|seen| seen == text)
     });
+}
+
+/// Writes a program in shell.
+fn write_program(path: &Path, script: &str) {
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// The shell's way to wait for a file.

@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use shim_runtime::Signal;
-use shim_runtime::testing::{Captured, Mode, Result};
+use shim_runtime::testing::{Captured, Mode, Result, Stdio};
 
-use super::{Host, LIMIT, count, until, until_stuck, when};
+use super::{Host, LIMIT, count, until, until_asleep, until_stuck, when};
 
 #[test]
 fn a_late_reader_of_a_short_exec_gets_everything() -> Result<()> {
@@ -128,14 +128,24 @@ fn delete_does_not_wait_for_a_process_that_was_left_behind_with_the_streams() ->
 #[test]
 fn delete_does_not_wait_for_a_process_that_was_left_behind_and_writes_on() -> Result<()> {
     let host = Host::new()?;
-    let end = host.ctrd.root().join("end");
-    let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
-    let flood = format!("until [ -e {} ]; do echo $$; done", end.display());
-    let exec =
-        host.run("e1", &format!("setsid sh -c 'trap : PIPE; {flood}' 2>/dev/null & echo hi"), &stdio)?;
-    exec.within(Duration::from_secs(4)).delete()?;
+    let (end, log) = (host.ctrd.root().join("end"), host.ctrd.root().join("log"));
+    let left = host.ctrd.root().join("left");
+    let flood = format!("touch {}; until [ -e {} ]; do echo $$; done", left.display(), end.display());
+    let script = format!("setsid sh -c 'trap : PIPE HUP; {flood}' 2>/dev/null & {}; echo hi", when(&left));
+    for terminal in [false, true] {
+        let stdio = host.ctrd.stdio("e1", Mode::Capture, terminal)?;
+        let exec = host.run("e1", &script, &stdio)?;
+        exec.within(Duration::from_secs(4)).delete()?;
+        fs::remove_file(&left).unwrap();
+        assert!(stdio.finish(LIMIT)?.stdout.windows(2).any(|word| word == b"hi"));
+        let uri = format!("file://{}", log.display());
+        let exec = host.run("e1", &script, &Stdio::log(&uri, terminal))?;
+        exec.within(Duration::from_secs(4)).delete()?;
+        fs::remove_file(&left).unwrap();
+        assert!(fs::read(&log).unwrap().windows(2).any(|word| word == b"hi"));
+        fs::remove_file(&log).unwrap();
+    }
     fs::write(&end, "").unwrap();
-    assert!(stdio.finish(LIMIT)?.stdout.windows(3).any(|line| line == b"hi\n"));
     host.end()
 }
 
@@ -217,7 +227,7 @@ fn one_fifo_for_both_outputs_ends_when_both_do() -> Result<()> {
     let (go, stdio) = (host.ctrd.root().join("go"), host.ctrd.stdio("e1", Mode::Capture, false)?);
     let script = format!("echo one; exec >&-; {}; echo two >&2", when(&go));
     let exec = host.shim.task().exec("e1");
-    let names = shim_runtime::testing::Stdio::log(&stdio.stdout(), false);
+    let names = Stdio::log(&stdio.stdout(), false);
     exec.add(&host.bundle, &["sh", "-c", &script], &names)?;
     exec.start()?;
     assert!(stdio.wait_for(LIMIT, |captured| captured.stdout == b"one\n"));
@@ -254,11 +264,6 @@ fn streams_cost_no_threads() -> Result<()> {
 fn a_shim_sleeps_again_once_a_busy_stream_is_quiet() -> Result<()> {
     const BYTES: usize = 50_000_000;
     let host = Host::new()?;
-    let status = format!("/proc/{}/status", host.shim.server()?.pid());
-    let wakeups = || {
-        let text = fs::read_to_string(&status).unwrap();
-        text.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
-    };
     let stdio = host.ctrd.stdio("e1", Mode::Capture, false)?;
     // In small blocks, for each of which the shim would be woken.
     let script = format!("head -c {BYTES} /dev/zero | dd bs=4k status=none; echo end >&2; exec sleep 1000");
@@ -266,11 +271,7 @@ fn a_shim_sleeps_again_once_a_busy_stream_is_quiet() -> Result<()> {
     exec.start()?;
     let all = |captured: &Captured| captured.stdout.len() == BYTES && captured.stderr == b"end\n";
     assert!(stdio.wait_for(LIMIT, all));
-    until("the shim to sleep", || {
-        let before = wakeups();
-        std::thread::park_timeout(Duration::from_millis(500));
-        wakeups() == before
-    });
+    until_asleep(&host.shim)?;
     exec.kill(Signal::KILL)?;
     exec.wait().answer(LIMIT)?;
     exec.delete()?;
