@@ -10,7 +10,8 @@ pub struct Config {
     pub runtime: &'static str,
     /// The shim's own version, for `-v` and `-info`.
     pub version: &'static str,
-    /// The task API versions to serve: 2, 3 or both. Version 3 promises to host whole pods (contract 0.3).
+    /// The task API versions to serve: 2, 3 or both. Version 3 promises that one process hosts a whole pod
+    /// ([contract 0.3](crate::contract#s0-3)).
     pub task: &'static [u8],
     /// Annotations of `config.json` whose value names the group that shares one shim, first match wins.
     pub group: &'static [&'static str],

@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What kind of failure an [`Error`] is, as gRPC numbers it.
 ///
 /// containerd decides by these, so choose with care: `NotFound` means "the task is gone" and is taken as
-/// success by deletion, `Unimplemented` means "ask an older API" (contract 6.3).
+/// success by deletion, `Unimplemented` means "ask an older API" ([contract 6.3](crate::contract#s6-3)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(i32)]

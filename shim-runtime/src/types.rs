@@ -102,7 +102,8 @@ impl fmt::Debug for Signal {
 pub struct Exit {
     /// The exit code, or 128 plus the signal's number.
     pub status: u32,
-    /// When it was reaped. State, Wait, Delete and the events all carry this one value (contract 6.4).
+    /// When it was reaped. State, Wait, Delete and the events all carry this one value
+    /// ([contract 6.4](crate::contract#s6-4)).
     pub at: SystemTime,
 }
 

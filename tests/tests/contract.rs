@@ -141,6 +141,12 @@ fn each_citation_in_the_workspace_names_a_part_of_the_contract() -> Done {
                 unknown.map(|anchor| format!("{}: contract {} ({anchor})", path.display(), citation.text)),
             );
         }
+        let is_anchor = |target: &&str| target.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        for target in between(text, "crate::contract#", ')').into_iter().filter(is_anchor) {
+            if !known.contains(target) {
+                missing.push(format!("{}: a link to {target}", path.display()));
+            }
+        }
     }
     assert!(missing.is_empty(), "no such part of the contract:\n{}", missing.join("\n"));
     assert!(count > 100, "only {count} citations were found");

@@ -86,7 +86,8 @@ impl Context {
         self.0.setup.containerd_version.as_deref()
     }
 
-    /// The runtime's options that were given at start, of whatever type (contract 2.4).
+    /// The runtime's options that were given at start, of whatever type: those of the task, else those of its
+    /// container ([contract 2.4](crate::contract#s2-4)).
     pub fn raw_options(&self) -> Option<&Any> {
         self.0.setup.options.as_ref()
     }

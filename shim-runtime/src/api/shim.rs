@@ -114,7 +114,8 @@ fn annotated_group(cx: &Context, bundle: Option<&Bundle>, labels: &[&str]) -> Re
     Ok(found.filter(|group| !group.is_empty()))
 }
 
-/// What a shim tells of itself when it is asked by `-info` (contract 3).
+/// What a shim tells of itself when it is asked by `-info`: containerd learns from it which mounts the shim can
+/// take ([contract 3](crate::contract#s3)).
 #[derive(Clone, Debug, Default)]
 pub struct Info {
     /// The revision of the source that the shim was built from.

@@ -1,4 +1,5 @@
-//! What `start` is told on stdin, and how each generation reads its answer (contract 2.4 and 2.5).
+//! What `start` is told on stdin, and how each generation reads its answer
+//! ([contract 2.4](crate::contract#s2-4) and [2.5](crate::contract#s2-5)).
 //! Reading is as strict and as lenient as the daemons are, so that what passes here passes there.
 
 use std::path::{Path, PathBuf};

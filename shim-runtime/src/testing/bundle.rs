@@ -25,7 +25,7 @@ use super::process::wait_readable;
 use super::spec::Spec;
 use super::stdio::{Mode, Stdio};
 
-/// The annotation by which the Go shim groups containers (contract 4).
+/// The annotation by which Go's shim groups containers ([contract 4](crate::contract#s4)).
 pub const GROUP: &str = "io.containerd.runc.v2.group";
 
 /// Any time will do: whoever waits is woken by the other end.
@@ -189,7 +189,7 @@ impl BundleBuilder {
         self.config.as_mut()
     }
 
-    /// Leaves config.json out, as for a sandbox of the shim sandboxer (contract 8).
+    /// Leaves config.json out, as for a sandbox of the shim sandboxer ([contract 8](crate::contract#s8)).
     pub fn without_config(mut self) -> Self {
         self.without_config = true;
         self
@@ -327,8 +327,8 @@ impl Bundle {
         Spec { args, terminal, ..self.0.spec.clone() }.exec()
     }
 
-    /// Removes it as the daemon does after `delete` (contract 2.6), but for mounts, which are a leak by then.
-    /// The error names a `rootfs` that is not empty.
+    /// Removes it as the daemon does after `delete` ([contract 2.6](crate::contract#s2-6)), but for mounts, which
+    /// are a leak by then. The error names a `rootfs` that is not empty.
     pub fn remove(&self) -> Result<()> {
         let rootfs = self.0.path.join("rootfs");
         match fs::remove_dir(&rootfs) {

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use super::failure::Failure;
 
-/// Which containerd the stand-in speaks like (contract 0.1, 2.2 and 2.4).
+/// Which containerd the stand-in speaks like: which answers of `start` it understands, and what it gives to `start`
+/// ([contract 0.1](crate::contract#s0-1), [contract 2.2](crate::contract#s2-2), [contract 2.4](crate::contract#s2-4)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dialect {
     /// containerd 1.6: the answer is an address and nothing else.

@@ -1,5 +1,6 @@
-//! The daemon's events service: takes what shims publish, judges it as the daemon does (contract 7) and keeps
-//! it with the time of its arrival. It can be stopped and brought back, as a daemon that restarts.
+//! The daemon's events service: takes what shims publish, judges it as the daemon does
+//! ([contract 7](crate::contract#s7)) and keeps it with the time of its arrival. It can be stopped and brought back,
+//! as a daemon that restarts.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -373,7 +374,7 @@ impl Drop for Shared {
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 
-/// The daemon's own checks (contract 7); the error is what it would answer.
+/// The daemon's own checks ([contract 7](crate::contract#s7)); the error is what it would answer.
 pub fn validate(envelope: &Envelope) -> Result<(), String> {
     if !is_identifier(&envelope.namespace) {
         return Err(format!("invalid namespace `{}`", envelope.namespace));

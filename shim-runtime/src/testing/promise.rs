@@ -28,7 +28,7 @@ pub struct Promise {
     pub name: &'static str,
     /// How binding it is.
     pub level: Level,
-    /// The section of the contract that demands it.
+    /// The section of the [contract](crate::contract) that demands it.
     pub section: &'static str,
     /// What is promised, in one sentence.
     pub sentence: &'static str,

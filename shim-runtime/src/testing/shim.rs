@@ -117,7 +117,7 @@ impl Shim {
     }
 
     /// What follows a Delete: Shutdown, the end of the connection, the `delete` action, the end of the bundle.
-    /// The action is run twice, since a restarted daemon may (contract 2.6).
+    /// The action is run twice, since a restarted daemon may ([contract 2.6](crate::contract#s2-6)).
     pub fn end(&mut self) -> Result<()> {
         self.task.shutdown()?;
         self.disconnect();

@@ -96,7 +96,7 @@ impl Spec {
         })
     }
 
-    /// The JSON of a `Process`, as Exec carries it (contract 6.1).
+    /// The JSON of a `Process`, as Exec carries it ([contract 6.1](crate::contract#s6-1)).
     pub fn exec(&self) -> Vec<u8> {
         self.process().to_string().into_bytes()
     }

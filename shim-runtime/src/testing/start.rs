@@ -40,7 +40,7 @@ const INFO_LIMIT: Duration = Duration::from_secs(10);
 
 impl FakeContainerd {
     /// What the daemon would run for an action, `start` or `delete`, in a bundle: to be run as it is, or after
-    /// a change (contract 2.1 to 2.4).
+    /// a change ([contract 2.1](crate::contract#s2-1) to [2.4](crate::contract#s2-4)).
     pub fn launch(&self, binary: impl Into<PathBuf>, bundle: &Bundle, action: &str) -> Launch {
         let program: PathBuf = binary.into();
         // It runs in the bundle, so a relative path would lead elsewhere.
@@ -106,8 +106,8 @@ impl FakeContainerd {
     }
 
     /// Runs `start` in the bundle, takes its answer as the daemon does and connects. A shim that is named without
-    /// a folder is looked for in `PATH`. When `start` fails the bundle is removed (contract 2.5); run
-    /// [`FakeContainerd::launch`] by hand to look at what is in it then.
+    /// a folder is looked for in `PATH`. When `start` fails the bundle is removed, as a daemon does it
+    /// ([contract 2.5](crate::contract#s2-5)); run [`FakeContainerd::launch`] by hand to look at what is in it then.
     pub fn start(&self, binary: impl AsRef<Path>, bundle: &Bundle) -> Result<Shim> {
         let shim = self.start_in(binary.as_ref(), bundle);
         if shim.is_err() {
@@ -173,13 +173,14 @@ impl FakeContainerd {
         Ok(shim)
     }
 
-    /// Serves a further container by a running shim of version 3, without `start` (contract 0.3).
+    /// Serves a further container by a running shim of version 3, without `start`
+    /// ([contract 0.3](crate::contract#s0-3)).
     pub fn attach(&self, shim: &Shim, bundle: &Bundle) -> Result<Shim> {
         self.connect(shim.binary().to_owned(), bundle, shim.answer().clone(), Duration::ZERO)
     }
 
-    /// Takes a bundle's shim over as a daemon does that has restarted (contract 9.1): by what the bundle says,
-    /// with Connect within 5 s and, from 1.7 on, Pids.
+    /// Takes a bundle's shim over as a daemon does that has restarted: by what the bundle says, with Connect
+    /// within 5 s and, from 1.7 on, Pids ([contract 9.1](crate::contract#s9-1)).
     pub fn adopt(&self, binary: impl Into<PathBuf>, bundle: &Bundle) -> Result<Shim> {
         let answer = self.read_answer(bundle)?;
         let shim = self.connect(binary.into(), bundle, answer, Duration::ZERO)?;

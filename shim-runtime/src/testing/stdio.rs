@@ -203,7 +203,7 @@ impl Stdio {
     }
 
     /// Closes the client's end of stdin once everything is written. The process sees the end of it only after
-    /// `CloseIO` too (contract 5.3).
+    /// `CloseIO` too ([contract 5.3](crate::contract#s5-3)).
     pub fn close_stdin(&self) {
         lock(&self.stdin).take();
     }
