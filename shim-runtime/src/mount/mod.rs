@@ -110,8 +110,8 @@ pub(crate) fn unmount_all(path: &Path) -> Result<()> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     for target in table::mounts_below(&path).context(|| "cannot read the list of mounts")? {
         match umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Somebody was quicker.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            // Somebody was quicker; or the path is too long, deep in another mount, which takes this one along.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENAMETOOLONG) => {}
             Err(errno) => return Err(errno).context(|| format!("cannot unmount `{}`", target.display())),
         }
     }

@@ -315,3 +315,30 @@ fn a_layer_that_cannot_be_mapped_is_named_and_nothing_is_left_behind() {
         assert!(error.ends_with(": ids cannot be mapped here"), "{error}");
     });
 }
+
+/// A container whose mounts come back to the host decides where below its root they lie.
+#[test]
+fn a_mount_whose_path_is_longer_than_the_kernel_takes_goes_with_the_one_that_it_is_in() {
+    apart(|folder| {
+        use nix::fcntl::{OFlag, open, openat};
+        use nix::sys::stat::{Mode, mkdirat};
+        use std::os::fd::AsRawFd;
+        let rootfs = folder.join("rootfs");
+        fs::create_dir(&rootfs).unwrap();
+        let tmpfs = |target: &Path| {
+            mount(Some("none"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        };
+        tmpfs(&rootfs);
+        let (flags, name) = (OFlag::O_RDONLY | OFlag::O_DIRECTORY, "x".repeat(250));
+        let mut here = open(&rootfs, flags, Mode::empty()).unwrap();
+        for _ in 0..20 {
+            mkdirat(&here, &*name, Mode::S_IRWXU).unwrap();
+            here = openat(&here, &*name, flags, Mode::empty()).unwrap();
+        }
+        tmpfs(Path::new(&format!("/proc/thread-self/fd/{}", here.as_raw_fd())));
+        drop(here);
+        assert_eq!(table::mounts_below(&rootfs).unwrap().len(), 2);
+        unmount_all(&rootfs).unwrap();
+        assert!(table::mounts_below(&rootfs).unwrap().is_empty());
+    });
+}
