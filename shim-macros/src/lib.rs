@@ -86,7 +86,7 @@ use crate::errors::Errors;
 ///   `Shim::group`. By hand: `group: &["com.example.group"]`.
 /// * **`shutdown_on = [SIGTERM, ..]`**: the signals that end the shim in order, out of `SIGHUP`, `SIGINT`,
 ///   `SIGQUIT`, `SIGUSR2`, `SIGPIPE`, `SIGALRM`, `SIGTERM`, `SIGCONT` and `SIGWINCH`. `SIGTERM` always does;
-///   `SIGINT` does unless the option is given without it. By hand: `shutdown_on: &[shim_runtime::Signal::TERM]`.
+///   `SIGINT` does unless the option is given without it. Every other signal that can be caught passes by. By hand: `shutdown_on: &[shim_runtime::Signal::TERM]`.
 /// * **`reaper = false`**, with `raw` alone: the runtime neither handles SIGCHLD nor collects children that have
 ///   ended, starts none, and is no subreaper. All children are the author's. By hand: `reaper: false`.
 /// * **`subreaper = false`**, with `raw` alone: processes whose parent has ended, such as those that a runtime

@@ -15,7 +15,8 @@ pub struct Config {
     pub task: &'static [u8],
     /// Annotations of `config.json` whose value names the group that shares one shim, first match wins.
     pub group: &'static [&'static str],
-    /// Signals that end the shim in order.
+    /// Signals that end the shim in order. `SIGTERM` does so in any case, and every other one that can be caught
+    /// passes by.
     pub shutdown_on: &'static [Signal],
     /// Whether the runtime handles SIGCHLD and collects children that have ended. Without it every child is the
     /// author's to start and to wait for, by `std::process` for example: `Context::run` refuses to start any, and

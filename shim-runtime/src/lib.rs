@@ -70,6 +70,7 @@ mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;
+mod wait;
 mod wire;
 
 pub use api::{

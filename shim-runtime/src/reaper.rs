@@ -164,14 +164,12 @@ impl Reaper {
     /// its children would go to a thread that knows nothing of them.
     #[cfg(feature = "testing")]
     pub(crate) fn end_all(&self) {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::os::fd::AsFd;
         let children: Vec<Pid> = lock(&self.0).watched.keys().copied().collect();
         for pid in children {
             let Ok(process) = sys::watch_process(pid) else { continue };
             // A container's group goes with its leader; see `take`.
             let _ = self.signal(pid, Signal::KILL, false);
-            let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(2000u16));
+            let _ = crate::wait::ready_within(&process, nix::poll::PollFlags::POLLIN, Duration::from_secs(2));
         }
         self.collect();
     }

@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sched::CloneFlags;
 use nix::unistd::pipe2;
 
@@ -22,6 +21,7 @@ use crate::event_loop::Handle;
 use crate::reaper::{ExitSlot, Group, Guard, Reaper};
 use crate::sys::{self, Image, RECORD, Step};
 use crate::types::{Exit, Pid, Signal};
+use crate::wait::wait_for_any;
 
 /// Where programs are looked for when the command's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -556,22 +556,11 @@ fn collect(mut outputs: [Capture; 2], exit: &ExitSlot, deadline: Option<Instant>
 
 /// Waits until an output can be read; true when the command has ended or time is up.
 fn wait_readable(outputs: &[Capture; 2], ended: &OwnedFd, deadline: Option<Instant>) -> Result<bool> {
-    let wait = match deadline {
-        None => PollTimeout::NONE,
-        Some(deadline) => {
-            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        }
-    };
     let open = outputs.iter().filter_map(|output| output.file.as_ref());
     let mut fds: Vec<_> = open.map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)).collect();
     fds.push(PollFd::new(ended.as_fd(), PollFlags::POLLIN));
-    match poll(&mut fds, wait) {
-        Ok(0) => Ok(true),
-        Ok(_) => Ok(fds.last().and_then(PollFd::any) == Some(true)),
-        Err(Errno::EINTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
+    let ready = wait_for_any(&mut fds, deadline).context(|| "cannot wait for a command's output")?;
+    Ok(ready == 0 || fds.last().and_then(PollFd::any) == Some(true))
 }
 
 impl Capture {

@@ -1,5 +1,5 @@
 //! The system calls that no safe interface offers: fork and exec, raw wait statuses, signals by number.
-//! This is the only module with unsafe code; what it takes was prepared and checked by its callers.
+//! With what lies below it this is the only module with unsafe code; what it takes was prepared and checked by its callers.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -12,7 +12,12 @@ use std::ptr;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-use crate::types::{Pid, Signal};
+use crate::types::Pid;
+
+mod signal;
+
+pub(crate) use signal::*;
+use signal::{block_signals, reset_signals, restore_signals};
 
 /// A step of the child between fork and exec; the number travels over the status pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,22 +133,6 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
-fn block_signals() -> libc::sigset_t {
-    // SAFETY: an all-zero set is a valid value to be overwritten.
-    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    let mut before = all;
-    // SAFETY: `all` is a valid set.
-    unsafe { libc::sigfillset(&raw mut all) };
-    // SAFETY: both sets are valid; a failure leaves `before` empty, which unblocks all later.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
-    before
-}
-
-fn restore_signals(mask: &libc::sigset_t) {
-    // SAFETY: the mask came from `pthread_sigmask`.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, ptr::null_mut()) };
-}
-
 /// The child's life from fork to exec. MUST NOT allocate, lock or panic: other threads of the parent may
 /// have held any lock at the moment of the fork.
 fn become_program(image: &Image, args: &[*const libc::c_char], env: &[*const libc::c_char]) -> ! {
@@ -176,18 +165,6 @@ fn errno() -> i32 {
 
 fn check(result: libc::c_long, step: Step) -> Result<(), Failed> {
     if result < 0 { Err((step, errno())) } else { Ok(()) }
-}
-
-/// A handler of the parent must not run in the child (it would write into the parent's signal pipe), and an
-/// ignored signal would stay ignored after exec.
-fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: setting a default disposition is always sound; it fails harmlessly for KILL and STOP.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    // SAFETY: an all-zero set is the empty set on Linux.
-    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    restore_signals(&none);
 }
 
 /// Puts the descriptors at their numbers and closes every other one: a child may wait at its gate for long,
@@ -418,30 +395,6 @@ fn wait(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<libc::siginfo
         return Err(io::Error::last_os_error());
     }
     Ok(info)
-}
-
-/// Sends any signal by number, real-time ones included.
-pub(crate) fn kill(pid: Pid, signal: Signal) -> io::Result<()> {
-    send_signal(pid.raw(), signal)
-}
-
-/// Sends a signal to the process group that `leader` leads.
-pub(crate) fn kill_group(leader: Pid, signal: Signal) -> io::Result<()> {
-    send_signal(-leader.raw(), signal)
-}
-
-fn send_signal(target: libc::pid_t, signal: Signal) -> io::Result<()> {
-    // SAFETY: no pointers are passed.
-    if unsafe { libc::kill(target, signal.number()) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Ignores a signal for the life of this process.
-pub(crate) fn ignore_signal(signal: Signal) {
-    // SAFETY: ignoring is always a sound disposition.
-    unsafe { libc::signal(signal.number(), libc::SIG_IGN) };
 }
 
 /// Takes ownership of a descriptor that this process inherited under a known number, or was just sent, and marks

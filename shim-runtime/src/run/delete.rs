@@ -1,10 +1,11 @@
 //! `delete`: after every container, and after a shim's death (contract 2.6). Quick, repeatable, and no harm to
 //! a group that lives; it tells the exit that the dead shim had seen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::getpgid;
 use protobuf::Message;
 use serde::Deserialize;
@@ -23,15 +24,16 @@ use crate::nulls;
 use crate::socket::Socket;
 use crate::sys;
 use crate::types::{Exit, Signal};
+use crate::wait::ready_within;
 
-/// How long a killed init may take to go, in milliseconds: before author code is asked to give the container up,
+/// How long a killed init may take to go: before author code is asked to give the container up,
 /// and after that. containerd gives the whole action 5 s.
-const THAW_LIMIT: u16 = 300;
-const DEATH_LIMIT: u16 = 2000;
+const THAW_LIMIT: Duration = Duration::from_millis(300);
+const DEATH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Returns the answer to print.
 pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
-    outlive_signals()?;
+    outlive_signals(false)?;
     let cwd = std::env::current_dir().context(|| "cannot find the bundle, the working directory");
     let bundle = Bundle::new(args.bundle.clone().map_or(cwd, Ok)?);
     let record = bundle.record();
@@ -104,9 +106,9 @@ fn kill(init: &InitRecord) -> Option<OwnedFd> {
     Some(process)
 }
 
-fn wait_for_death(process: Option<&OwnedFd>, limit: u16) {
+fn wait_for_death(process: Option<&OwnedFd>, limit: Duration) {
     if let Some(process) = process {
-        let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(limit));
+        let _ = ready_within(process, PollFlags::POLLIN, limit);
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
 use signal_hook::SigId;
 
@@ -13,14 +12,12 @@ use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::Reaper;
 use crate::spawn::Supervisor;
 use crate::sys;
-use crate::types::Signal;
 
 /// Makes the process one that supervises, with the loop and the supervisor that do it; no supervisor without a
 /// reaper.
 pub(super) fn supervising(config: &Config) -> Result<(EventLoop, Option<Supervisor>)> {
     sys::use_one_arena();
     sys::give_back_large_blocks();
-    sys::ignore_signal(Signal::PIPE);
     if !config.reaper {
         return Ok((EventLoop::new()?, None));
     }
@@ -58,15 +55,11 @@ pub(super) fn on_signal(
     Ok(())
 }
 
-/// Lets signals pass by in a short life, as Go's shims do: cut short, it would leave half of its work behind, and
-/// nobody would run it again (contract 9.2). Handled, for what is ignored would stay so in programs that are
-/// started.
-pub(super) fn outlive_signals() -> Result<()> {
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
-        signal_hook::flag::register(signal, Arc::default())
-            .context(|| format!("cannot handle signal {signal}"))?;
-    }
-    Ok(())
+/// Lets every signal pass by that is not handled otherwise, the deadly ones too, as Go's shims do: a life cut short
+/// leaves half of its work behind, and a server's end costs its containers (contract 9.2). `stops` is for a server
+/// that a user runs in a terminal, who can still stop it there.
+pub(super) fn outlive_signals(stops: bool) -> Result<()> {
+    sys::outlive_signals(stops).context(|| "cannot let signals pass by")
 }
 
 /// Does `work` on a thread of its own while the main thread supervises; what it returns is returned.

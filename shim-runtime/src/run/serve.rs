@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::assembly;
-use super::main_loop::{on_signal, supervising};
+use super::main_loop::{on_signal, outlive_signals, supervising};
 use super::start::{self, LISTENER, READY};
 use super::stderr;
 use crate::api::Setup;
@@ -62,6 +62,7 @@ impl Starter {
 
 /// Serves until the end. A failure to begin is told to `start`.
 pub(super) fn serve<S: Entry>(args: &Args) -> Result<()> {
+    outlive_signals(args.handoff.is_none())?;
     let starter =
         args.handoff.map(sys::take_inherited).transpose().context(|| "`-handoff` is for `start` alone")?;
     let starter = starter.map(UnixStream::from);
@@ -213,11 +214,6 @@ fn handle_signals(
     events: &mut EventLoop,
 ) -> Result<()> {
     let ends = |signal: Signal| config.shutdown_on.contains(&signal);
-    for signal in [Signal::HUP, Signal::INT] {
-        if !ends(signal) {
-            sys::ignore_signal(signal);
-        }
-    }
     // A shim that ignores SIGTERM holds up the machine's shutdown (contract 9.2), so it always ends by it.
     let term = [Signal::TERM].into_iter().filter(|signal| !ends(*signal));
     for signal in config.shutdown_on.iter().copied().chain(term) {

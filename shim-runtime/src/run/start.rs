@@ -48,7 +48,7 @@ pub(super) struct Handoff {
 pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     sys::close_all_on_exec();
     let input = read_input()?;
-    outlive_signals()?;
+    outlive_signals(false)?;
     let told = Told::parse(&input, &args.id, &args.namespace)?;
     let bundle =
         Bundle::new(std::env::current_dir().context(|| "cannot find the bundle, the working directory")?);

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use nix::poll::PollFlags;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{getegid, geteuid};
 
@@ -11,6 +12,7 @@ use super::Shared;
 use super::connection::Connection;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
+use crate::wait::is_ready;
 
 /// How long accepting rests when there are no descriptors left; the backlog keeps who comes meanwhile.
 const REST: Duration = Duration::from_millis(100);
@@ -35,10 +37,7 @@ impl Listener {
 
     /// Whether a connection stands in the backlog that the loop has not seen yet.
     pub(crate) fn has_backlog(socket: &UnixListener) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::os::fd::AsFd;
-        poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
-            .is_ok_and(|count| count > 0)
+        is_ready(socket, PollFlags::POLLIN)
     }
 
     fn accept(&mut self, stream: UnixStream, events: &mut EventLoop) {

@@ -4,15 +4,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 
 use crate::error::Result;
+use crate::wait::is_ready;
 
 /// Something with a path, open.
 pub(super) enum Opened {
@@ -99,6 +100,5 @@ pub(super) fn has_ended(reader: &OwnedFd) -> bool {
 
 /// What a descriptor is ready for at this moment; errors and hang-ups count as well.
 pub(super) fn ready_for(fd: &OwnedFd, wanted: PollFlags) -> bool {
-    let mut fds = [PollFd::new(fd.as_fd(), wanted)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    is_ready(fd, wanted)
 }

@@ -3,25 +3,27 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::read;
 
 use super::copier::{Control, Halt, Share, Watch, held};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::lock;
+use crate::wait::ready_within;
 
 /// How much is copied at a time.
 const CHUNK: usize = 64 << 10;
-/// How long a thread waits for more, in milliseconds, so that a steady writer does not cost one a line.
-const LINGER: u16 = 100;
+/// How long a thread waits for more, so that a steady writer does not cost one a line.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Opens a file for appending, and makes it and the folders above it.
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -144,7 +146,6 @@ impl Work {
     }
 
     fn has_more_soon(&self) -> bool {
-        let mut fds = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::from(LINGER)).is_ok_and(|count| count > 0)
+        ready_within(&self.from, PollFlags::POLLIN, LINGER).unwrap_or(false)
     }
 }

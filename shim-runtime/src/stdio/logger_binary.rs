@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 
 use super::Owner;
 use super::copier::Control;
@@ -20,6 +20,7 @@ use crate::server::{Hold, Lifetime};
 use crate::spawn::{Child, Command, Supervisor};
 use crate::sys;
 use crate::types::Signal;
+use crate::wait::ready_within;
 
 /// How long a program may take to get ready.
 const READY: Duration = Duration::from_secs(30);
@@ -75,12 +76,12 @@ impl Logger {
     }
 
     fn wait_until_ready(&self, ready: OwnedFd, must_say_so: bool) -> Result<()> {
-        let limit = PollTimeout::try_from(READY).unwrap_or(PollTimeout::MAX);
-        let mut byte = [0];
-        if poll(&mut [PollFd::new(ready.as_fd(), PollFlags::POLLIN)], limit)? == 0 {
+        if !ready_within(&ready, PollFlags::POLLIN, READY).context(|| "cannot wait for it")? {
             return Err(Error::deadline_exceeded(format!("it was not ready after {READY:?}")));
         }
-        if File::from(ready).read(&mut byte)? > 0 || !must_say_so {
+        // Ready for reading: it has closed the pipe, or there is a byte. `read_exact` resumes an interrupted read.
+        let said_so = File::from(ready).read_exact(&mut [0]).is_ok();
+        if said_so || !must_say_so {
             return Ok(());
         }
         Err(Error::other(match self.child.exit.wait_for(STALL) {

@@ -9,11 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+use nix::poll::{PollFd, PollFlags};
+use rustix::process::{PidfdFlags, pidfd_open};
 
-use crate::{Pid, Signal};
+use crate::wait::wait_for_any;
+use crate::{Pid, Signal, sys};
 
 /// One process, held by a pidfd.
 #[derive(Debug)]
@@ -44,15 +44,24 @@ impl Process {
         wait_readable(&[self.fd.as_fd()], limit).is_ok_and(|ready| ready[0])
     }
 
-    /// Sends it a signal; a process that has ended is no error.
+    /// Sends it a signal, any of the 64; a process that has ended is no error.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let Some(signal) = rustix::process::Signal::from_named_raw(signal.number()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        match pidfd_send_signal(&self.fd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        unless_ended(sys::signal_process(&self.fd, signal))
+    }
+
+    /// Sends each of its threads a signal, so that whatever system call a thread waits in is interrupted. A signal
+    /// that is sent to a process reaches its main thread alone, as long as that one has none waiting.
+    pub fn signal_threads(&self, signal: Signal) -> io::Result<()> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let mut threads = tasks.filter_map(|task| Pid::new(task.file_name().to_str()?.parse().ok()?));
+        threads.try_for_each(|thread| unless_ended(sys::signal_thread(self.pid, thread, signal)))
+    }
+}
+
+fn unless_ended(sent: io::Result<()>) -> io::Result<()> {
+    match sent {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        sent => sent,
     }
 }
 
@@ -64,17 +73,10 @@ impl AsFd for Process {
 
 /// Waits until one of the descriptors can be read or has hung up; all false when the time is over.
 pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Vec<bool>> {
-    let end = Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    loop {
-        // Rounded up, so that the last millisecond does not spin.
-        let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-        match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(_) => return Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    wait_for_any(&mut polled, Some(deadline))?;
+    Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect())
 }
 
 /// All processes whose `/proc` entry satisfies `is_ours`, but this one.

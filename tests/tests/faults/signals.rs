@@ -1,5 +1,5 @@
-//! Signals at each phase of a shim's life: SIGTERM and SIGINT end it in order, SIGUSR1 has it report, and the
-//! others that may come are ignored (contract 9.2).
+//! Signals at each phase of a shim's life: SIGTERM and SIGINT end it in order, SIGUSR1 has it report, and every
+//! other one passes by, which costs no call and is not handed on to children (contract 9.2).
 
 use std::path::Path;
 use std::thread::JoinHandle;
@@ -14,10 +14,15 @@ use super::{
     sleeping, until,
 };
 
-/// What does not end a server.
-const HARMLESS: [Signal; 3] = [Signal::HUP, Signal::PIPE, Signal::USR1];
-/// What ends one in order.
+/// What ends a server in order.
 const ENDING: [Signal; 2] = [Signal::TERM, Signal::INT];
+
+/// What neither ends nor stops one: all signals that can be caught but those.
+fn harmless() -> Vec<Signal> {
+    let uncaught = [nix::libc::SIGKILL, nix::libc::SIGSTOP];
+    let all = (1..=64).map(|number| Signal::new(number).unwrap());
+    all.filter(|signal| !ENDING.contains(signal) && !uncaught.contains(&signal.number())).collect()
+}
 
 fn send(process: &Process, signals: &[Signal]) {
     for signal in signals {
@@ -55,7 +60,7 @@ fn process_with_action(ctrd: &FakeContainerd, action: &str) -> Process {
 fn answers_after_harmless_signals(shim: &Shim) -> Result<()> {
     let bundle = shim.bundle().clone();
     let reports = bundle.log().matches("holds ").count();
-    send(shim.server()?, &HARMLESS);
+    send(shim.server()?, &harmless());
     until("the report", || bundle.log().matches("holds ").count() > reports);
     answers(shim)?;
     assert!(shim.server()?.is_alive());
@@ -73,12 +78,93 @@ fn terminate(mut shim: Shim, signal: Signal) -> Result<()> {
 }
 
 #[test]
+fn each_signal_of_the_64_ends_a_server_in_order_or_leaves_it_as_it_was() -> Result<()> {
+    // The process group of a server whose parent lives in its session can be stopped by a terminal's signals.
+    adopt_orphans();
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim = sleeping(&ctrd)?;
+    for signal in harmless() {
+        // More than once: a handler might put back the default.
+        for _ in 0..3 {
+            shim.server()?.signal(signal)?;
+            answers(&shim).unwrap_or_else(|error| panic!("after {signal}: {error}"));
+        }
+        shim.server()?.signal_threads(signal)?;
+        answers(&shim).unwrap_or_else(|error| panic!("after {signal} to each thread: {error}"));
+    }
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
+fn a_fault_of_its_own_still_ends_a_server() -> Result<()> {
+    for fault in ["abort", "overflow"] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let mut shim = idle(&ctrd)?;
+        // A fault that is sent from outside comes first: it must not be in the way of one's own.
+        send(shim.server()?, &harmless());
+        raw(&shim)?.begin(FAULTS, fault, Vec::new())?;
+        assert!(shim.server()?.ended_within(LIMIT), "{fault}");
+        shim.delete_action()?;
+        shim.abandon();
+        ctrd.check_leaks()?;
+    }
+    Ok(())
+}
+
+/// A mask or a disposition in a process's status file, as a set of bits.
+fn signals_in(status: &str, field: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    u64::from_str_radix(value.trim(), 16).unwrap()
+}
+
+fn assert_default(what: &str, status: &str) {
+    for field in ["SigBlk", "SigIgn", "SigCgt"] {
+        assert_eq!(signals_in(status, field), 0, "{field} of {what}");
+    }
+}
+
+/// The C library's `posix_spawn` has its own two signals ignored in whatever it starts.
+const RESERVED: u64 = 0b11 << 31;
+
+#[test]
+fn children_of_every_kind_start_with_each_signal_at_its_default_and_none_blocked() -> Result<()> {
+    // What was ignored when the shim was started is not handed on either.
+    let ignoring = "trap '' HUP INT QUIT USR1 USR2 PIPE ALRM TERM TSTP TTIN TTOU";
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let shim_binary = super::through(&ctrd, ignoring)?;
+    let bundle = bundle(&ctrd, "c1", "").args(["sleep", "1000"]).build()?;
+    let shim = ctrd.start(&shim_binary, &bundle)?;
+    let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let name = |status: &str| status.lines().next().unwrap().to_owned();
+    let created = shim.task().create(&bundle)?.pid;
+    assert_default("the process at its gate", &status(created));
+    let pid = shim.task().start()?.pid;
+    assert_eq!(name(&status(pid)), "Name:\tsleep");
+    assert_default("the container", &status(pid));
+    let exec = shim.task().exec("e1");
+    let null = ctrd.stdio("exec", shim_runtime::testing::Mode::Null, false)?;
+    exec.add(&bundle, &["sleep", "1000"], &null)?;
+    assert_default("the exec", &status(exec.start()?.pid));
+    let mut connection = raw(&shim)?;
+    assert_default("a runtime command", &super::ask(&mut connection, "status-of-command", "")?);
+    let child = super::ask(&mut connection, "status-of-child", "")?;
+    assert_eq!(signals_in(&child, "SigBlk"), 0);
+    assert_eq!(signals_in(&child, "SigIgn") & !RESERVED, 0, "SigIgn of a child of `std`'s");
+    exec.kill(Signal::KILL)?;
+    exec.wait().answer(LIMIT)?;
+    exec.delete()?;
+    end(shim)?;
+    ctrd.check()
+}
+
+#[test]
 fn before_the_constructor_is_done() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let gate = Gate::new(ctrd.root(), "new");
     let (bundle, start) = starting(&ctrd, &gate)?;
     let at_gate = gate.reached();
-    send(&server_of(&ctrd), &HARMLESS);
+    send(&server_of(&ctrd), &harmless());
     until("the report", || bundle.log().contains("holds 0 tasks"));
     drop(at_gate);
     let mut shim = ctrd.take_start(FIXTURE, &bundle, &start.join().unwrap()?)?;
@@ -113,7 +199,7 @@ fn in_start() -> Result<()> {
     let gate = Gate::new(ctrd.root(), "new");
     let (bundle, start) = starting(&ctrd, &gate)?;
     let at_gate = gate.reached();
-    send(&process_with_action(&ctrd, "start"), &HARMLESS);
+    send(&process_with_action(&ctrd, "start"), &harmless());
     send(&process_with_action(&ctrd, "start"), &ENDING);
     drop(at_gate);
     let mut shim = ctrd.take_start(FIXTURE, &bundle, &start.join().unwrap()?)?;
@@ -137,7 +223,7 @@ fn in_delete() -> Result<()> {
     let launch = ctrd.launch(FIXTURE, &bundle, "delete");
     let deleting = std::thread::spawn(move || launch.run());
     let at_gate = gate.reached();
-    send(&process_with_action(&ctrd, "delete"), &HARMLESS);
+    send(&process_with_action(&ctrd, "delete"), &harmless());
     send(&process_with_action(&ctrd, "delete"), &ENDING);
     drop(at_gate);
     let output = deleting.join().unwrap()?;
@@ -200,7 +286,7 @@ fn while_the_shim_leaves() -> Result<()> {
     shim.task().shutdown()?;
     shim.disconnect();
     until("the socket's end", || !shim.socket().exists());
-    send(shim.server()?, &HARMLESS);
+    send(shim.server()?, &harmless());
     send(shim.server()?, &ENDING);
     assert_eq!(exit_status(shim.server()?), Some(0));
     bundle.remove()?;
@@ -217,7 +303,7 @@ fn a_storm_of_signals_loses_no_exit() -> Result<()> {
         let over = &over;
         scope.spawn(move || {
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                send(server, &HARMLESS);
+                send(server, &harmless());
                 std::thread::park_timeout(std::time::Duration::from_micros(200));
             }
         });
@@ -237,5 +323,104 @@ fn a_storm_of_signals_loses_no_exit() -> Result<()> {
         ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     end(shim)?;
+    ctrd.check()
+}
+
+/// Has a call wait at a gate, sends each thread of the shim a thousand signals meanwhile, and lets it go on.
+fn under_a_thousand_signals<T: Send>(
+    shim: &Shim,
+    gate: &Gate,
+    call: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let calling = scope.spawn(call);
+        let at_gate = gate.reached();
+        a_thousand_signals(shim.server()?);
+        drop(at_gate);
+        calling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn a_thousand_signals(server: &Process) {
+    let kinds = [Signal::USR2.number(), nix::libc::SIGCHLD, nix::libc::SIGPROF, 34];
+    for kind in kinds.into_iter().cycle().take(1000) {
+        server.signal_threads(Signal::new(kind as u32).unwrap()).unwrap();
+    }
+}
+
+/// A logging program that is ready once the gate was opened.
+fn logger(ctrd: &FakeContainerd, gate: &Gate) -> Result<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = ctrd.root().join("logger");
+    let script = format!("#!/bin/sh\ncat {} >&5; printf x >&5; exec 5>&-; cat <&3 >/dev/null\n", gate.path());
+    std::fs::write(&path, script)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(format!("binary://{}", path.display()))
+}
+
+#[test]
+fn a_thousand_signals_to_each_thread_fail_no_call_that_waits() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let gate = |step: &str| Gate::new(ctrd.root(), step);
+    let steps = ["start", "exec-e1", "pause", "resume", "kill-all", "delete"].map(|step| (step, gate(step)));
+    let ready = gate("logger");
+    let mut builder = bundle(&ctrd, "c1", "pausable").args(["sleep", "1000"]);
+    for (step, gate) in &steps {
+        builder = builder.annotation(&format!("fixture/gate-{step}"), gate.path());
+    }
+    let bundle = builder.log_uri(&logger(&ctrd, &ready)?).build()?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    let (task, exec) = (shim.task(), shim.task().exec("e1"));
+    let [start, exec_start, pause, resume, kill_all, delete] = steps.map(|(_, gate)| gate);
+    under_a_thousand_signals(&shim, &ready, || task.create(&bundle))?;
+    under_a_thousand_signals(&shim, &start, || task.start())?;
+    let null = ctrd.stdio("exec", shim_runtime::testing::Mode::Null, false)?;
+    exec.add(&bundle, &["sleep", "1000"], &null)?;
+    under_a_thousand_signals(&shim, &exec_start, || exec.start())?;
+    under_a_thousand_signals(&shim, &pause, || task.pause())?;
+    under_a_thousand_signals(&shim, &resume, || task.resume())?;
+    let (exec_waits, waits) = (exec.wait(), task.wait());
+    exec.kill(Signal::KILL)?;
+    exec_waits.answer(LIMIT)?;
+    under_a_thousand_signals(&shim, &delete, || exec.delete())?;
+    under_a_thousand_signals(&shim, &kill_all, || task.kill_with(Signal::KILL, true))?;
+    // What an init leaves behind is killed once it has ended.
+    under_a_thousand_signals(&shim, &kill_all, move || waits.answer(LIMIT))?;
+    under_a_thousand_signals(&shim, &delete, || task.delete())?;
+    shim.end()?;
+    ctrd.check()
+}
+
+#[test]
+fn a_thousand_signals_to_each_thread_fail_no_call_that_does_not() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let mut shim = sleeping(&ctrd)?;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let waits = shim.task().wait();
+    std::thread::scope(|scope| -> Result<()> {
+        let server = shim.server()?;
+        let over = &over;
+        scope.spawn(move || {
+            a_thousand_signals(server);
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        let task = shim.task();
+        let mut connection = raw(&shim)?;
+        while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            task.state()?;
+            task.connect()?;
+            task.pids()?;
+            // There is none where a container has no cgroup of its own; the files are read nevertheless.
+            let _ = task.stats();
+            task.kill(Signal::WINCH)?;
+            task.close_io()?;
+            super::ask(&mut connection, "status-of-command", "")?;
+            super::ask(&mut connection, "status-of-child", "")?;
+        }
+        Ok(())
+    })?;
+    shim.task().kill(Signal::KILL)?;
+    waits.answer(LIMIT)?;
+    shim.remove()?;
     ctrd.check()
 }
