@@ -94,8 +94,10 @@ impl EventLoop {
         let alarm =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
                 .context(|| "cannot create a timer")?;
-        epoll.add(&wake, EpollEvent::new(Ready::EPOLLIN, Token::WAKE.0))?;
-        epoll.add(&alarm, EpollEvent::new(Ready::EPOLLIN, Token::ALARM.0))?;
+        epoll
+            .add(&wake, EpollEvent::new(Ready::EPOLLIN, Token::WAKE.0))
+            .and_then(|()| epoll.add(&alarm, EpollEvent::new(Ready::EPOLLIN, Token::ALARM.0)))
+            .context(|| "cannot fill an epoll set")?;
         let posted = Mutex::new(Some(Vec::new()));
         Ok(Self {
             epoll,

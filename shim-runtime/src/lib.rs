@@ -19,6 +19,26 @@
 //! not what you want, [`Container`]. To answer the RPCs of containerd yourself there is [`RawShim`] with
 //! [`Task`].
 //!
+//! # Signals
+//! A shim ends by SIGTERM, by what its `shutdown_on` lists, and by what cannot be caught. Every other signal passes
+//! by: it has a handler that does nothing, unless somebody handles it already when [`run()`] is called, and handlers
+//! that are installed later take its place. Programs that the shim starts have every signal at its default, by
+//! whatever means they are started. System calls that the kernel does not resume after a handler, such as `poll`, can
+//! fail with `EINTR`: code of yours that makes one calls it again, as the standard library does.
+//!
+//! # Kernel
+//! Linux 4.7 or newer, since one thread reaps its own children alone (`__WNOTHREAD` of `waitid`). What came later is
+//! used where it is there:
+//!
+//! | Linux | has | without it |
+//! |---|---|---|
+//! | 5.3 | `pidfd_open` | the `delete` action compares pid and start time right before it kills, and looks for the end every 10 ms |
+//! | 5.8 | `LOOP_CONFIGURE` | a loop device is set up in several steps |
+//! | 5.9 | `close_range` | children close the first 1024 descriptors one by one; the others are closed at exec |
+//! | 5.11 | `CLOSE_RANGE_CLOEXEC` | `start` marks the descriptors that `/proc/self/fd` lists |
+//! | 5.12 | `mount_setattr`, with `open_tree` and `move_mount` of 5.2 | mounts with mapped ids (`uidmap=`, `gidmap=`) are refused |
+//! | 5.14 | `PR_SCHED_CORE` | `start` fails if containerd asks for core scheduling |
+//!
 //! # Child processes
 //! The main thread reaps the children that it forked itself, which are those started through this crate, and
 //! orphans. Children of your own (`std::process` among them) are left to the thread that started them, as long

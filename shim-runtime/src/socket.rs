@@ -1,20 +1,30 @@
 //! The shim's socket (contract 4): its name, the directory it lies in, and who may bind or unlink it.
-//! Every step that could race with another `start` or a server's end happens under a lock on the directory.
+//!
+//! A dead shim's socket is replaced, or removed, under a lock: of two that do so at once, the second would take away
+//! what the first has just made. A living shim's socket needs no lock. Nobody but the shim itself takes it away, and
+//! who has connected to a shim that is about to leave is hung up on and tries again.
+
+mod lock;
 
 use std::fmt::Write;
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::time::TimeVal;
 use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 
+use self::lock::Lock;
+use crate::crash;
 use crate::error::{Error, Result, WithContext};
 use crate::reaper::lock;
 use crate::wire::{CallError, Client};
@@ -30,10 +40,12 @@ pub(crate) const PROBE_KEY: &str = "shim-runtime-probe";
 /// Marks the question of a `delete` whether there is a living shim, which is no reason for it to stay.
 pub(crate) const LOOK_KEY: &str = "shim-runtime-look";
 
-/// How long a living shim may take to answer a probe.
+/// How long a living shim may take to accept a probe, and then to answer it.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// How long `delete` waits to learn whether a shim lives; containerd gives the whole action 5 s.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// How long connecting may take where only the state of the socket is asked for: no longer than the kernel needs.
+const AT_ONCE: Duration = Duration::from_millis(1);
 /// How often a shim may hang up before that is taken for a state that does not pass.
 const HANG_UPS: u32 = 10;
 
@@ -41,8 +53,9 @@ const HANG_UPS: u32 = 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Socket {
     path: PathBuf,
-    /// Its directory, for the next lock; see [`Socket::keep_directory`].
-    kept: Arc<Mutex<Option<File>>>,
+    /// Device and inode of what this process has bound there, or serves. At the same path there may be another
+    /// shim's by now.
+    own: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
 /// What [`Socket::join`] found.
@@ -83,13 +96,13 @@ impl Socket {
                 format!("socket path `{path}` is {length} bytes long; at most {PATH_LIMIT} are possible");
             return Err(Error::invalid_argument(message));
         }
-        Ok(Self { path, kept: Arc::default() })
+        Ok(Self { path, own: Arc::default() })
     }
 
     /// The socket that an address names; `None` for an address that is no path.
     pub(crate) fn from_address(address: &str) -> Option<Self> {
         let path = address.trim().strip_prefix(SCHEME)?;
-        Path::new(path).is_absolute().then(|| Self { path: path.into(), kept: Arc::default() })
+        Path::new(path).is_absolute().then(|| Self { path: path.into(), own: Arc::default() })
     }
 
     /// What containerd dials.
@@ -101,8 +114,14 @@ impl Socket {
         &self.path
     }
 
-    fn dir(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("/"))
+    /// Marks what is at the path as this process's own, which listens there.
+    pub(crate) fn marked_as_own(self) -> Self {
+        *lock(&self.own) = self.identity();
+        self
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        std::fs::symlink_metadata(&self.path).ok().map(|found| (found.dev(), found.ino()))
     }
 
     /// Finds the living shim of a group, or takes its socket for a new one. A shim that is ending hangs up, and
@@ -112,7 +131,7 @@ impl Socket {
             match self.claim()? {
                 Claim::Bound(listener) => return Ok(Group::Begins(listener)),
                 Claim::Taken(stream) => {
-                    if let Some(version) = ask_version(stream, id, preferred)? {
+                    if let Some(version) = self.ask_version(stream, id, preferred)? {
                         return Ok(Group::Lives(version));
                     }
                 }
@@ -124,20 +143,61 @@ impl Socket {
     /// Binds and listens, or connects to the living shim that does. A socket that nobody listens on is
     /// replaced at once.
     pub(crate) fn claim(&self) -> Result<Claim> {
+        if let Some(stream) = self.connect_to_living(PROBE_LIMIT)? {
+            return Ok(Claim::Taken(stream));
+        }
         let _lock = self.lock()?;
+        crash::here("socket.locked");
         // Twice is enough: whatever stood in the way the first time was removed under the lock.
         for _ in 0..2 {
             match self.bind() {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                bound => return bound.map(Claim::Bound).context(|| self.cannot("bind")),
+                Err(error) => return Err(error).context(|| self.cannot("bind")),
+                Ok(listener) => {
+                    self.clone().marked_as_own();
+                    return Ok(Claim::Bound(listener));
+                }
             }
-            match UnixStream::connect(&self.path) {
-                Ok(stream) => return Ok(Claim::Taken(stream)),
-                Err(error) if is_dead(&error) => self.unlink()?,
-                Err(error) => return Err(error).context(|| self.cannot("connect to")),
+            match self.connect_to_living(AT_ONCE)? {
+                Some(stream) => return Ok(Claim::Taken(stream)),
+                None => self.unlink()?,
             }
         }
         Err(Error::other(self.cannot("bind")))
+    }
+
+    /// Connects to the shim that listens there; `None` when nobody does.
+    fn connect_to_living(&self, limit: Duration) -> Result<Option<UnixStream>> {
+        match self.connect(limit) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if is_dead(&error) => Ok(None),
+            Err(error) if is_out_of_time(&error) => Err(self.is_mute(limit)),
+            Err(error) => Err(error).context(|| self.cannot("connect to")),
+        }
+    }
+
+    /// Connects within a time limit: where nobody accepts connections, and as many wait as can, it would never end.
+    fn connect(&self, limit: Duration) -> io::Result<UnixStream> {
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let time = TimeVal::new(limit.as_secs().try_into().unwrap_or(i64::MAX), limit.subsec_micros().into());
+        setsockopt(&socket, sockopt::SendTimeout, &time)?;
+        let address = UnixAddr::new(&self.path)?;
+        // A call with a time limit is not resumed by the kernel after a signal.
+        while let Err(errno) = connect(socket.as_raw_fd(), &address) {
+            if errno != Errno::EINTR {
+                return Err(errno.into());
+            }
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_write_timeout(None)?;
+        Ok(stream)
+    }
+
+    fn is_mute(&self, limit: Duration) -> Error {
+        let path = self.path.display();
+        Error::deadline_exceeded(format!(
+            "the shim at socket `{path}` does not answer within {limit:?}; it may be stopped, or hang"
+        ))
     }
 
     fn bind(&self) -> io::Result<UnixListener> {
@@ -161,16 +221,24 @@ impl Socket {
         }
     }
 
-    /// Removes the socket for good, unless `stay`, asked under the lock, says that somebody needs it.
-    /// Returns whether it was removed.
+    /// Removes the socket that this process serves, unless `stay` says that somebody needs it. Returns whether it
+    /// was removed. Needs neither a lock nor a descriptor, of which there may be none left at the end.
     pub(crate) fn retire(&self, stay: impl FnOnce() -> bool) -> Result<bool> {
-        let held = self.lock()?;
         if stay() {
-            // There will be another end.
-            *lock(&self.kept) = held.unlock().ok();
             return Ok(false);
         }
-        self.unlink().map(|()| true)
+        let own = *lock(&self.own);
+        if own.is_some() && own == self.identity() {
+            self.unlink()?;
+        }
+        Ok(true)
+    }
+
+    /// Removes the socket that this process has bound, once nobody listens on it any more: it may be replaced at
+    /// any moment, so that takes the lock.
+    pub(crate) fn abandon(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.retire(|| false).map(drop)
     }
 
     /// Removes the socket if nobody serves it; returns whether somebody does. A shim that was killed may still
@@ -180,41 +248,55 @@ impl Socket {
             return Ok(false);
         }
         for _ in 0..HANG_UPS {
-            let mut connected = None;
-            let removed = self.retire(|| match UnixStream::connect(&self.path) {
-                Err(error) => !is_dead(&error),
+            match self.connect(AT_ONCE) {
                 Ok(stream) => {
-                    connected = Some(stream);
-                    true
+                    if !hangs_up(stream) {
+                        return Ok(true);
+                    }
                 }
-            })?;
-            if !connected.is_some_and(hangs_up) {
-                return Ok(!removed);
+                Err(error) if is_dead(&error) => {
+                    let _lock = self.lock()?;
+                    // Another shim may have been started meanwhile.
+                    if self.connect(AT_ONCE).is_err_and(|error| is_dead(&error)) {
+                        return self.unlink().map(|()| false);
+                    }
+                }
+                Err(_) => return Ok(true),
             }
         }
         Ok(true)
     }
 
-    /// Opens the directory now: at the end of a long life there may be no descriptor to be had, and without the
-    /// lock the socket could not be taken away.
-    pub(crate) fn keep_directory(&self) -> Result<()> {
-        *lock(&self.kept) = Some(self.open_directory()?);
-        Ok(())
+    fn lock(&self) -> Result<Lock> {
+        Lock::take(&self.path).context(|| self.cannot("lock"))
     }
 
-    fn open_directory(&self) -> Result<File> {
-        let dir = self.dir();
-        let options = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
-        options.context(|| format!("cannot open socket directory `{}`", dir.display()))
-    }
-
-    /// Held from looking at the socket to acting on what was seen. A lock on the directory itself leaves no
-    /// file behind, and no step under it waits for another process.
-    fn lock(&self) -> Result<Flock<File>> {
-        let kept = lock(&self.kept).take();
-        let file = kept.map_or_else(|| self.open_directory(), Ok)?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::from(errno).context(self.cannot("lock the directory of")))
+    /// Asks a living shim which task API it serves: the version to announce for it. It may be any shim, also one
+    /// of an older release, and `Connect` never has an effect (contract 4, bug #10888). `None` when it hangs up, for
+    /// it is ending.
+    fn ask_version(&self, stream: UnixStream, id: &str, preferred: u8) -> Result<Option<u8>> {
+        use protobuf::Message;
+        let payload = crate::api::ConnectRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
+        let payload = payload.map_err(Error::invalid_argument_from)?;
+        let mut client = Client::new(stream);
+        for version in [preferred, if preferred == 3 { 2 } else { 3 }] {
+            let service = format!("containerd.task.v{version}.Task");
+            match client.call((&service, "Connect"), payload.clone(), &[(PROBE_KEY, "1")], PROBE_LIMIT) {
+                Err(CallError::Transport(error)) if is_hang_up(&error) => return Ok(None),
+                Err(CallError::Transport(error)) if is_out_of_time(&error) => {
+                    return Err(self.is_mute(PROBE_LIMIT));
+                }
+                Err(CallError::Transport(error)) => {
+                    return Err(error).context(|| self.cannot("ask the shim at"));
+                }
+                // Not found, or not supported under this name; any other status comes from the service itself.
+                Err(CallError::Status { code: 3 | 12, .. }) => {}
+                Ok(_) | Err(CallError::Status { .. }) => return Ok(Some(version)),
+            }
+        }
+        let path = self.path.display();
+        let message = format!("the shim at socket `{path}` serves no task API that is known");
+        Err(Error::failed_precondition(message))
     }
 }
 
@@ -235,27 +317,9 @@ fn is_hang_up(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// Asks a living shim which task API it serves: the version to announce for it. It may be any shim, also one
-/// of an older release, and `Connect` never has an effect (contract 4, bug #10888). `None` when it hangs up, for
-/// it is ending.
-fn ask_version(stream: UnixStream, id: &str, preferred: u8) -> Result<Option<u8>> {
-    use protobuf::Message;
-    let payload = crate::api::ConnectRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
-    let payload = payload.map_err(Error::invalid_argument_from)?;
-    let mut client = Client::new(stream);
-    for version in [preferred, if preferred == 3 { 2 } else { 3 }] {
-        let service = format!("containerd.task.v{version}.Task");
-        match client.call((&service, "Connect"), payload.clone(), &[(PROBE_KEY, "1")], PROBE_LIMIT) {
-            Err(CallError::Transport(error)) if is_hang_up(&error) => return Ok(None),
-            Err(CallError::Transport(error)) => {
-                return Err(error).context(|| "the shim that has the group's socket does not answer");
-            }
-            // Not found, or not supported under this name; any other status comes from the service itself.
-            Err(CallError::Status { code: 3 | 12, .. }) => {}
-            Ok(_) | Err(CallError::Status { .. }) => return Ok(Some(version)),
-        }
-    }
-    Err(Error::failed_precondition("the shim that has the group's socket serves no task API that is known"))
+/// Whether an error is that of a socket whose time limit has passed.
+fn is_out_of_time(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// The default directory of sockets (contract 4): `/run/containerd/s` for root; else the first of the usual

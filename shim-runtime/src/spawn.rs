@@ -216,9 +216,9 @@ impl Command {
 
     /// Allocates all that the child will need. Uses up the descriptors.
     fn prepare(&mut self, gated: bool) -> Result<Prepared> {
-        let (status_read, status_write) = pipe2(OFlag::O_CLOEXEC)?;
+        let (status_read, status_write) = pipe()?;
         let (gate_read, gate_write) = if gated {
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            let (read, write) = pipe()?;
             (Some(read), Some(write))
         } else {
             (None, None)
@@ -315,12 +315,21 @@ fn join_variable((key, value): (OsString, OsString)) -> Result<CString> {
     c_string(&OsString::from_vec(variable), "an environment variable")
 }
 
+/// The two ends of a new pipe, to read from and to write to. No program that is executed gets them by accident.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).context(|| "cannot make a pipe")
+}
+
 /// Moves a descriptor to `floor` or above, out of the way of the numbers that a child will have.
 fn lift(fd: OwnedFd, floor: RawFd) -> Result<OwnedFd> {
     if fd.as_raw_fd() >= floor {
         return Ok(fd);
     }
     sys::duplicate(&fd, floor).context(|| "cannot duplicate a descriptor")
+}
+
+fn cannot_start(command: &Command) -> String {
+    format!("cannot start `{}`", command.name())
 }
 
 /// A command whose every allocation is made.
@@ -422,7 +431,7 @@ impl Supervisor {
 
     /// Starts a command and returns once it has become its program.
     pub(crate) fn spawn(&self, command: &mut Command, group: Group) -> Result<Child> {
-        let mut prepared = command.prepare(false)?;
+        let mut prepared = command.prepare(false).context(|| cannot_start(command))?;
         let child = self.fork(prepared.image, group)?;
         prepared.status.read()?;
         Ok(child)
@@ -430,7 +439,7 @@ impl Supervisor {
 
     /// Starts a command that waits, ready in all but exec, until the returned gate is opened.
     pub(crate) fn spawn_gated(&self, command: &mut Command, group: Group) -> Result<(Child, Gate)> {
-        let mut prepared = command.prepare(true)?;
+        let mut prepared = command.prepare(true).context(|| cannot_start(command))?;
         let child = self.fork(prepared.image, group)?;
         match (prepared.status.read()?, prepared.gate) {
             (Said::AtGate, Some(gate)) => Ok((child, Gate { gate: gate.into(), status: prepared.status })),
@@ -532,8 +541,8 @@ fn capture(command: &mut Command, number: RawFd) -> Result<Capture> {
     if command.descriptors.iter().any(|(_, taken)| *taken == number) {
         return Ok(Capture { file: None, bytes: Vec::new() });
     }
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let (read, write) = pipe()?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context(|| "cannot set up a pipe")?;
     command.descriptor(number, write);
     Ok(Capture { file: Some(read.into()), bytes: Vec::new() })
 }
@@ -541,7 +550,7 @@ fn capture(command: &mut Command, number: RawFd) -> Result<Capture> {
 /// Reads until the command has ended and what it wrote was read: a process that it left behind may hold its
 /// outputs open for good.
 fn collect(mut outputs: [Capture; 2], exit: &ExitSlot, deadline: Option<Instant>) -> Result<[Vec<u8>; 2]> {
-    let (ended, end) = pipe2(OFlag::O_CLOEXEC)?;
+    let (ended, end) = pipe()?;
     exit.on_exit(move |_| drop(end));
     loop {
         let over = wait_readable(&outputs, &ended, deadline)?;

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,8 +14,14 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::types::Pid;
 
+mod older;
 mod signal;
 
+#[cfg(test)]
+pub(crate) use older::LACKED;
+#[cfg(feature = "testing")]
+pub use older::VARIABLE as KERNEL_LACKS;
+pub(crate) use older::close_all_on_exec;
 pub(crate) use signal::*;
 use signal::{block_signals, reset_signals, restore_signals};
 
@@ -408,6 +414,20 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Takes over an inherited descriptor as [`take_inherited`] does, if it is open and what it should be. One that is
+/// not stays as it is.
+pub(crate) fn take_inherited_if(
+    number: RawFd,
+    is_right: impl FnOnce(BorrowedFd<'_>) -> bool,
+) -> Option<OwnedFd> {
+    // SAFETY: a plain number; fails when it is not open.
+    if number < 0 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and stays so while this early in its life the process has one thread.
+    is_right(unsafe { BorrowedFd::borrow_raw(number) }).then(|| take_inherited(number).ok()).flatten()
+}
+
 /// A copy of a descriptor with a number of `floor` or above, closed on exec.
 pub(crate) fn duplicate(fd: &OwnedFd, floor: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
@@ -488,15 +508,11 @@ pub(crate) fn schedule_core_apart() -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Has every descriptor above standard error closed at the next exec, whoever opened it: the daemon's own may
-/// have come along (contract 2.3).
-pub(crate) fn close_all_on_exec() {
-    // SAFETY: changes a flag of descriptors, and closes none.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, i32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-}
-
-/// A descriptor that can be read once a process has ended, be it our child or not.
+/// A descriptor that can be read once a process has ended, be it our child or not. `Unsupported` before Linux 5.3.
 pub(crate) fn watch_process(pid: Pid) -> io::Result<OwnedFd> {
+    if older::lacks("pidfd_open") {
+        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+    }
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.raw(), 0) };
     if fd < 0 {
@@ -590,9 +606,19 @@ pub(crate) fn configure_loop_device(
         after_flags: [0; 176],
         reserved: [0; 8],
     };
-    // SAFETY: the pointer is to a `loop_config`, as this request wants.
-    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if !older::lacks("LOOP_CONFIGURE") {
+        // SAFETY: the pointer is to a `loop_config`, as this request wants.
+        let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+        if done == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // What a kernel before 5.8 says to a request that it does not know.
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+    }
+    older::configure_loop_in_steps(device, image, AUTOCLEAR, direct)
 }
 
 /// Whether the calling thread is the main thread.
@@ -602,9 +628,9 @@ pub(crate) fn on_main_thread() -> bool {
     thread == Pid::own().raw()
 }
 
-/// Takes the place of the C library's function, by which the standard library finds where stacks end, to tell
-/// an overflow in words. In a static binary it brings the whole of `scanf`, 117 KB, for one line of
-/// `/proc/self/maps`; without it an overflow is a plain SIGSEGV, as in C.
+/// Takes the place of the C library's function by which the standard library finds where stacks end, in order to
+/// tell an overflow in words. In a static binary that function brings in the whole of `scanf`, for one line of
+/// `/proc/self/maps`.
 // SAFETY: the name is the C library's, and so are the parameters. Nothing is written, and the error that is
 // returned is one that every caller has to expect.
 #[cfg(all(target_feature = "crt-static", target_env = "gnu"))]

@@ -63,6 +63,8 @@ impl Signal {
     pub const ALRM: Self = Self(libc::SIGALRM);
     /// Termination, the polite request.
     pub const TERM: Self = Self(libc::SIGTERM);
+    /// Stop: cannot be caught.
+    pub const STOP: Self = Self(libc::SIGSTOP);
     /// Continue.
     pub const CONT: Self = Self(libc::SIGCONT);
     /// The terminal's size changed.

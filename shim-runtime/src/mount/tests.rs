@@ -173,18 +173,26 @@ fn an_image_becomes_a_disk_for_as_long_as_it_is_mounted() {
     apart(|scratch| {
         let Some(image) = image(scratch) else { return };
         let rootfs = scratch.join("rootfs");
-        mount_all(&[wanted("ext4", &image, &["loop"])], &rootfs, None).unwrap();
-        fs::write(rootfs.join("file"), "kept").unwrap();
-        assert_eq!(devices(&image), 1);
-        unmount_all(&rootfs).unwrap();
-        wait_until("the disk is gone", || devices(&image) == 0);
-        mount_all(&[wanted("ext4", &image, &["loop", "ro", "direct-io"])], &rootfs, None).unwrap();
-        assert_eq!(fs::read_to_string(rootfs.join("file")).unwrap(), "kept");
-        let error = fs::write(rootfs.join("file"), "").unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-        unmount_all(&rootfs).unwrap();
-        wait_until("the disk is gone", || devices(&image) == 0);
+        // On a new kernel, and on one before 5.8.
+        for lacked in ["", "LOOP_CONFIGURE"] {
+            sys::LACKED.set(lacked);
+            becomes_a_disk(&image, &rootfs);
+        }
     });
+}
+
+fn becomes_a_disk(image: &Path, rootfs: &Path) {
+    mount_all(&[wanted("ext4", image, &["loop"])], rootfs, None).unwrap();
+    fs::write(rootfs.join("file"), "kept").unwrap();
+    assert_eq!(devices(image), 1);
+    unmount_all(rootfs).unwrap();
+    wait_until("the disk is gone", || devices(image) == 0);
+    mount_all(&[wanted("ext4", image, &["loop", "ro", "direct-io"])], rootfs, None).unwrap();
+    assert_eq!(fs::read_to_string(rootfs.join("file")).unwrap(), "kept");
+    let error = fs::write(rootfs.join("file"), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    unmount_all(rootfs).unwrap();
+    wait_until("the disk is gone", || devices(image) == 0);
 }
 
 #[test]

@@ -231,6 +231,10 @@ impl Options {
     }
 }
 
+fn null() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/null").context(|| "cannot open /dev/null")
+}
+
 /// Connects the container's streams, which the engine passes on, or has it send the terminal that it makes.
 fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<()> {
     if io.is_terminal() {
@@ -238,7 +242,7 @@ fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<()
     } else {
         // Whatever is not connected must not become the pipe that collects the command's own output.
         for number in 0..=2 {
-            command.descriptor(number, File::options().read(true).write(true).open("/dev/null")?);
+            command.descriptor(number, null()?);
         }
     }
     // 0 is who has them in any case.

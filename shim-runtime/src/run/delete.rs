@@ -1,9 +1,10 @@
 //! `delete`: after every container, and after a shim's death (contract 2.6). Quick, repeatable, and no harm to
 //! a group that lives; it tells the exit that the dead shim had seen.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use nix::unistd::getpgid;
@@ -30,6 +31,8 @@ use crate::wait::ready_within;
 /// and after that. containerd gives the whole action 5 s.
 const THAW_LIMIT: Duration = Duration::from_millis(300);
 const DEATH_LIMIT: Duration = Duration::from_secs(2);
+/// How often a killed init is looked at that cannot be watched.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// Returns the answer to print.
 pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
@@ -92,23 +95,43 @@ fn give_up<S: Entry>(args: &Args, bundle: &Bundle, record: &Record) -> Result<Op
     Ok(told)
 }
 
-/// Kills an init whose shim is gone, and never a process that merely has its pid. Its end is still to come.
-fn kill(init: &InitRecord) -> Option<OwnedFd> {
+/// A killed init, whose end is still to come.
+enum Dying<'a> {
+    /// Its end makes this readable.
+    Watched(OwnedFd),
+    /// It has to be looked at: the kernel is older than 5.3.
+    Unwatched(&'a InitRecord),
+}
+
+/// Kills an init whose shim is gone, and never a process that merely has its pid.
+fn kill(init: &InitRecord) -> Option<Dying<'_>> {
     let pid = init.living()?;
-    // Opened between two looks at the process, the descriptor is surely of it.
-    let process = sys::watch_process(pid).ok()?;
+    let dying = match sys::watch_process(pid) {
+        Ok(process) => Dying::Watched(process),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Dying::Unwatched(init),
+        Err(_) => return None,
+    };
+    // The descriptor is surely of it, since it is the same process before and after that was opened. Without one,
+    // the moment from here to the signal is too short for its pid to be given to another.
     if init.living() != Some(pid) {
         return None;
     }
     let leads =
         getpgid(Some(nix::unistd::Pid::from_raw(pid.raw()))).is_ok_and(|group| group.as_raw() == pid.raw());
     let _ = if leads { sys::kill_group(pid, Signal::KILL) } else { sys::kill(pid, Signal::KILL) };
-    Some(process)
+    Some(dying)
 }
 
-fn wait_for_death(process: Option<&OwnedFd>, limit: Duration) {
-    if let Some(process) = process {
-        let _ = ready_within(process, PollFlags::POLLIN, limit);
+fn wait_for_death(dying: Option<&Dying<'_>>, limit: Duration) {
+    match dying {
+        Some(Dying::Watched(process)) => drop(ready_within(process, PollFlags::POLLIN, limit)),
+        Some(Dying::Unwatched(init)) => {
+            let end = Instant::now() + limit;
+            while init.living().is_some() && Instant::now() < end {
+                std::thread::sleep(GLANCE);
+            }
+        }
+        None => {}
     }
 }
 

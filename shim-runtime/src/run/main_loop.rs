@@ -43,10 +43,12 @@ pub(super) fn on_signal(
     events: &mut EventLoop,
     action: impl FnMut(&mut EventLoop) + 'static,
 ) -> Result<()> {
-    let (arrivals, write) = UnixStream::pair()?;
-    arrivals.set_nonblocking(true)?;
-    let registered = signal_hook::low_level::pipe::register(signal, write)
-        .context(|| format!("cannot handle signal {signal}"))?;
+    let handle = || -> std::io::Result<_> {
+        let (arrivals, write) = UnixStream::pair()?;
+        arrivals.set_nonblocking(true)?;
+        Ok((arrivals, signal_hook::low_level::pipe::register(signal, write)?))
+    };
+    let (arrivals, registered) = handle().context(|| format!("cannot handle signal {signal}"))?;
     let arrivals = Arrivals { socket: arrivals, registered, action: Box::new(action) };
     events.add(|token, events| {
         events.watch(&arrivals.socket, token, Ready::EPOLLIN)?;
@@ -69,11 +71,13 @@ pub(super) fn run_supervised<T: Send + 'static>(
 ) -> Result<T> {
     let (mut events, supervisor) = supervising(config)?;
     let main = events.handle();
-    let worker = std::thread::spawn(move || {
+    let work = move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(supervisor)));
         main.post(EventLoop::stop);
         result
-    });
+    };
+    let worker = std::thread::Builder::new().name("work".to_owned()).spawn(work);
+    let worker = worker.context(|| "cannot start a thread")?;
     events.run()?;
     match worker.join() {
         Ok(Ok(result)) => result,

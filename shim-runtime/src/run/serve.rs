@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::assembly;
 use super::main_loop::{on_signal, outlive_signals, supervising};
-use super::start::{self, LISTENER, READY};
+use super::start::{self, READY};
 use super::stderr;
 use crate::api::Setup;
 use crate::args::Args;
@@ -63,9 +63,7 @@ impl Starter {
 /// Serves until the end. A failure to begin is told to `start`.
 pub(super) fn serve<S: Entry>(args: &Args) -> Result<()> {
     outlive_signals(args.handoff.is_none())?;
-    let starter =
-        args.handoff.map(sys::take_inherited).transpose().context(|| "`-handoff` is for `start` alone")?;
-    let starter = starter.map(UnixStream::from);
+    let starter = args.handoff.map(start::take_handoff).transpose()?;
     let begun = begin(args, starter.as_ref());
     let starter = Starter(Arc::new(Mutex::new(starter)));
     begun
@@ -75,11 +73,11 @@ pub(super) fn serve<S: Entry>(args: &Args) -> Result<()> {
 
 fn begin(args: &Args, starter: Option<&UnixStream>) -> Result<Beginning> {
     if let Some(starter) = starter {
-        let listener = sys::take_inherited(LISTENER).context(|| "the listening socket was not passed on")?;
+        let listener = start::take_listener()?;
         let (handoff, input) = start::receive_handoff(starter)?;
         let told = Told::parse(&input, &args.id, &args.namespace)?;
-        let socket = Socket::at(handoff.socket)?;
-        return Ok(Beginning { listener: listener.into(), socket, told });
+        let socket = Socket::at(handoff.socket)?.marked_as_own();
+        return Ok(Beginning { listener, socket, told });
     }
     let Some(path) = &args.socket else {
         let message = "nobody passed a socket on: say `start`, or `-socket PATH` to serve in the foreground";
@@ -113,7 +111,6 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning, starter: &Starter) ->
     open_log(&S::CONFIG, &setup, in_foreground, &mut events)?;
     let server = assembly::assemble(setup, events.handle(), supervisor.clone(), publisher);
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
-    socket.keep_directory()?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter.clone(), &events);
     let ran = events.run();
     server.workers.finish(ANSWER_LIMIT);
@@ -169,7 +166,7 @@ fn open_when_ready<S: Entry>(
     };
     let spawned = std::thread::Builder::new().name("constructor".to_owned()).spawn(construct);
     if let Err(error) = spawned {
-        *lock(&failure) = Some(error.into());
+        *lock(&failure) = Some(Error::from(error).context("cannot start the thread of the constructor"));
         events.handle().post(EventLoop::stop);
     }
     failure
@@ -183,7 +180,7 @@ fn open(
     events: &mut EventLoop,
 ) -> Result<()> {
     // A second descriptor of the same socket, to see from outside of the loop whether somebody waits.
-    let backlog = listener.try_clone()?;
+    let backlog = listener.try_clone().context(|| "cannot duplicate the listening socket")?;
     Listener::listen(listener, server.clone(), events)?;
     log::info!("serving on {}", socket.address());
     if starter.is_there() {

@@ -2,15 +2,18 @@
 //! for the living server that has it (contract 2.4, 2.5, 4, 9.2). Undoes itself on failure.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{AcceptConn, PeerCredentials};
+use nix::unistd::getppid;
 use serde::{Deserialize, Serialize};
 
 use super::info::read_input;
@@ -29,7 +32,7 @@ use crate::sys;
 use crate::types::Pid;
 
 /// The server's descriptor for the listening socket, as in Go's shims.
-pub(super) const LISTENER: i32 = 3;
+const LISTENER: i32 = 3;
 /// The server's descriptor for the talk with its `start`.
 const HANDOFF: i32 = 4;
 /// What a server says that is ready to serve; anything else is the reason why not.
@@ -46,7 +49,7 @@ pub(super) struct Handoff {
 
 /// Returns the answer to print.
 pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
-    sys::close_all_on_exec();
+    sys::close_all_on_exec().context(|| "cannot keep inherited descriptors from the shim's server")?;
     let input = read_input()?;
     outlive_signals(false)?;
     let told = Told::parse(&input, &args.id, &args.namespace)?;
@@ -118,7 +121,7 @@ impl Undo<'_> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if !self.done {
-            let _ = self.socket.retire(|| false);
+            let _ = self.socket.abandon();
             let _ = std::fs::remove_file(self.bundle.path().join(ADDRESS_FILE));
         }
     }
@@ -133,7 +136,8 @@ fn spawn_server(
     input: &[u8],
     options: Option<&Any>,
 ) -> Result<()> {
-    let (ours, theirs) = UnixStream::pair()?;
+    let (ours, theirs) =
+        UnixStream::pair().context(|| "cannot make the sockets to talk to the shim's server")?;
     placement::schedule_cores()?;
     let mut server = command(args, listener, theirs)?.spawn().context(|| "cannot start the shim's server")?;
     crash::here("server.spawned");
@@ -187,9 +191,12 @@ fn talk(mut server: UnixStream, socket: &Socket, input: &[u8]) -> Result<Vec<u8>
     message.push(b'\n');
     message.extend_from_slice(input);
     let mut said = Vec::new();
-    server.write_all(&message)?;
-    server.shutdown(Shutdown::Write)?;
-    server.read_to_end(&mut said)?;
+    let mut talk = || -> io::Result<()> {
+        server.write_all(&message)?;
+        server.shutdown(Shutdown::Write)?;
+        server.read_to_end(&mut said).map(drop)
+    };
+    talk().context(|| "cannot talk to the shim's server")?;
     Ok(said)
 }
 
@@ -204,6 +211,27 @@ fn end_server(server: &mut Child, reason: String) -> String {
     let _ = server.kill();
     let _ = server.wait();
     reason
+}
+
+/// The server's end of the talk with its `start`. The flag can be given by hand too, with the number of any
+/// descriptor, so it is taken only if it is one end of a pair of sockets that the parent process has made.
+pub(super) fn take_handoff(number: i32) -> Result<UnixStream> {
+    let is_parents = |fd: BorrowedFd<'_>| {
+        getsockopt(&fd, PeerCredentials).is_ok_and(|peer| peer.pid() == getppid().as_raw())
+    };
+    let taken = if number == HANDOFF { sys::take_inherited_if(HANDOFF, is_parents) } else { None };
+    taken.map(UnixStream::from).ok_or_else(|| {
+        Error::invalid_argument(format!(
+            "`-handoff {number}` is what `start` says to its server, and descriptor {number} is not from one; say `start`"
+        ))
+    })
+}
+
+/// The socket that `start` has bound, and that the server listens on.
+pub(super) fn take_listener() -> Result<UnixListener> {
+    let listens = |fd: BorrowedFd<'_>| getsockopt(&fd, AcceptConn).unwrap_or(false);
+    let taken = sys::take_inherited_if(LISTENER, listens).map(UnixListener::from);
+    taken.ok_or_else(|| Error::invalid_argument("the listening socket was not passed on; say `start`"))
 }
 
 /// The server's side of [`talk`]: what it is told. It answers by writing to the same stream.

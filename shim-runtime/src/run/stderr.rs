@@ -6,10 +6,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{dup2_stderr, pipe2};
+use nix::unistd::dup2_stderr;
 
 use crate::error::{Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
+use crate::spawn;
 
 /// How much is read at a time.
 const CHUNK: usize = 4096;
@@ -17,7 +18,7 @@ const CHUNK: usize = 4096;
 /// From here on a line of standard error is a line of the logger's.
 pub(super) fn forward(events: &mut EventLoop) -> Result<()> {
     let read = replace()?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context(|| "cannot set up standard error")?;
     events.add(|token, events| {
         events.watch(&read, token, Ready::EPOLLIN)?;
         Ok(Box::new(Lines { pipe: read.into(), begun: Vec::new() }))
@@ -40,13 +41,16 @@ pub(super) fn copy(log: File) -> Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("stderr".to_owned()).spawn(copy)?;
+    std::thread::Builder::new()
+        .name("stderr".to_owned())
+        .spawn(copy)
+        .context(|| "cannot start the thread that copies standard error")?;
     Ok(())
 }
 
 /// Makes standard error a pipe, and returns its other end.
 fn replace() -> Result<OwnedFd> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (read, write) = spawn::pipe()?;
     dup2_stderr(&write).context(|| "cannot replace standard error")?;
     Ok(read)
 }

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::unistd::pipe2;
 
-use crate::error::Result;
+use crate::error::{Result, WithContext};
+use crate::spawn;
 use crate::wait::is_ready;
 
 /// Something with a path, open.
@@ -41,7 +41,7 @@ fn is_fifo(metadata: &std::fs::Metadata) -> bool {
 /// A pipe: the end to read from, and the one to write to. One of them is ours, and never blocks; the other is
 /// the container's.
 pub(super) fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (read, write) = spawn::pipe()?;
     match ours {
         End::Read => never_block(&read)?,
         End::Write => never_block(&write)?,
@@ -60,19 +60,21 @@ pub(super) enum End {
 
 /// Has reads and writes fail instead of wait.
 pub(super) fn never_block(fd: &OwnedFd) -> Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    let set = flags.and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
+    set.map(drop).context(|| "cannot set up a stream")
 }
 
 /// Opens the same FIFO again, for reading alone: the end of input is then seen once the last client is gone.
 pub(super) fn reopen_to_read(fifo: &OwnedFd) -> Result<OwnedFd> {
-    Ok(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo))?.into())
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
+    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
 }
 
 /// Opens the same FIFO again, for writing alone: whether somebody reads can then be told.
 pub(super) fn reopen_to_write(fifo: &OwnedFd) -> Result<OwnedFd> {
-    Ok(File::options().write(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo))?.into())
+    let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
+    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
 }
 
 /// A path that leads to the FIFO itself, whatever has become of its name.

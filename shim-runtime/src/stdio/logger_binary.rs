@@ -59,7 +59,8 @@ impl Logger {
         let (out_read, stdout) = fifo::pipe(ours)?;
         let (err_read, stderr) = fifo::pipe(End::Neither)?;
         let (ready, tell) = fifo::pipe(End::Neither)?;
-        let pipes = Arc::new(Mutex::new(Some([out_read.try_clone()?, err_read.try_clone()?])));
+        let copy = |pipe: &OwnedFd| pipe.try_clone().context(|| "cannot duplicate a pipe");
+        let pipes = Arc::new(Mutex::new(Some([copy(&out_read)?, copy(&err_read)?])));
         let name = program.path.display().to_string();
         let mut command = Command::new(&program.path);
         command.args(program.args).env_clear();

@@ -1,10 +1,14 @@
 //! `start` and the end of servers: who gets the socket, and what is left when something fails (contract 2.5, 4).
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use shim_runtime::testing::{Dialect, FakeContainerd, Launch, RawConnection, Result, listeners};
+use shim_runtime::testing::{
+    Bundle, Dialect, FakeContainerd, KERNEL_LACKS, Launch, Process, RawConnection, Result, STOP_AT,
+    listeners, related_to,
+};
+use shim_runtime::{Pid, Signal};
 
 use super::{BOTH, FIXTURE, LIMIT, bundle, names, shell};
 
@@ -90,6 +94,118 @@ fn a_shim_that_is_being_killed_is_no_shim_of_its_group_any_more() -> Result<()> 
     ctrd.check()
 }
 
+/// Waits until a process that runs `start` for a bundle has stopped itself.
+fn stopped_start(bundle: &Bundle) -> Process {
+    let is_it = |pid: &Pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        line.ends_with(b"\0start\0") && state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+    };
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(pid) = related_to(bundle.path().to_str().unwrap()).iter().find(|pid| is_it(pid)) {
+            return Process::open(*pid).unwrap();
+        }
+        assert!(Instant::now() < end, "no `start` has stopped");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_start_that_is_stopped_while_it_holds_its_lock_holds_up_no_other_shim() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let build = |id: &str, group: &str| bundle(&ctrd, id, "").group(group).args(["true"]).build();
+    let (first, mate, other) = (build("c1", "pod")?, build("c2", "pod")?, build("c3", "other")?);
+    let mut launch = ctrd.launch(FIXTURE, &first, "start");
+    launch.env.push((STOP_AT.into(), "socket.locked".into()));
+    let starting = std::thread::spawn(move || launch.run());
+    let stopped = stopped_start(&first);
+    let mut shim = ctrd.start(FIXTURE, &other)?;
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    let refused = ctrd.launch(FIXTURE, &mate, "start").run()?;
+    assert_eq!(refused.code(), Some(1), "{refused}");
+    assert!(refused.text().contains(".lock` for 2s; it may be stopped"), "{refused}");
+    stopped.signal(Signal::CONT)?;
+    let mut shim = ctrd.take_start(FIXTURE, &first, &starting.join().unwrap()?)?;
+    assert_eq!(names(&ctrd.root().join("s")).len(), 1, "the lock goes with its holder");
+    let mut second = ctrd.start(FIXTURE, &mate)?;
+    for shim in [&mut shim, &mut second] {
+        shim.run()?.answer(LIMIT)?;
+        shim.remove()?;
+    }
+    ctrd.check()
+}
+
+#[test]
+fn a_lock_that_a_killed_start_left_behind_is_taken_over_and_removed() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let socket = former_socket(&ctrd)?;
+    std::fs::write(socket.with_added_extension("lock"), "")?;
+    let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    assert_eq!(names(&ctrd.root().join("s")).len(), 1);
+    shim.run()?.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+/// Fills the queue of a listener that takes no connection.
+fn fill(socket: &Path) -> Vec<std::os::fd::OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as make};
+    let address = UnixAddr::new(socket).unwrap();
+    let connecting = || {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = make(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).ok().map(|()| fd)
+    };
+    std::iter::from_fn(connecting).collect()
+}
+
+#[test]
+fn a_shim_that_does_not_answer_is_named_as_that_whether_its_queue_is_full_or_not() -> Result<()> {
+    for is_full in [false, true] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let socket = former_socket(&ctrd)?;
+        let mute = UnixListener::bind(&socket)?;
+        let waiting = if is_full { fill(&socket) } else { Vec::new() };
+        let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+        let output = ctrd.launch(FIXTURE, &bundle, "start").run()?;
+        assert_eq!(output.code(), Some(1), "{output}");
+        let (text, path) = (output.text(), socket.display());
+        let expected =
+            format!("the shim at socket `{path}` does not answer within 10s; it may be stopped, or hang");
+        assert_eq!(text.trim_end(), expected);
+        assert!(socket.exists(), "a living shim's socket is not for others to take away");
+        drop((mute, waiting));
+        std::fs::remove_file(&socket)?;
+        bundle.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_handoff_by_hand_takes_no_descriptor_that_is_in_use() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exit 0")?;
+    // The standard ones, none, a file under the number that `start` uses, and one that cannot be.
+    for (number, more) in [("0", ""), ("1", ""), ("2", ""), ("4", ""), ("4", "4</dev/null"), ("-1", "")] {
+        let command = format!("exec {FIXTURE} -namespace n -id c1 -handoff={number} {more}");
+        let output =
+            std::process::Command::new("sh").args(["-c", &command]).current_dir(bundle.path()).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(
+            text.starts_with(&format!("`-handoff {number}` is what `start` says to its server")),
+            "{text}"
+        );
+        assert!(text.trim_end().ends_with("; say `start`"), "{text}");
+    }
+    bundle.remove()?;
+    ctrd.check()
+}
+
 #[test]
 fn of_many_starts_of_one_group_at_once_one_makes_the_server_and_all_get_it() -> Result<()> {
     for dialect in BOTH {
@@ -139,10 +255,33 @@ fn a_server_ends_on_sigterm_without_its_socket_and_delete_ends_its_container() -
     let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     shim.run()?;
-    shim.server()?.signal(shim_runtime::Signal::TERM)?;
+    shim.server()?.signal(Signal::TERM)?;
     assert!(shim.server()?.ended_within(LIMIT));
     assert!(!shim.socket().exists(), "the socket goes in order");
     assert_eq!(shim.delete_action()?.exit_status, 137);
+    shim.abandon();
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_lacks_the_newer_calls_is_enough_for_a_life_and_its_delete() -> Result<()> {
+    let lacking = "close_range,pidfd_open,LOOP_CONFIGURE";
+    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env(KERNEL_LACKS, lacking).build()?;
+    // A descriptor that the daemon has let through.
+    let script = ctrd.root().join("containerd-shim-fixture-v1");
+    std::fs::write(&script, format!("#!/bin/sh\nexec {FIXTURE} \"$@\" 7</dev/zero\n"))?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
+    let mut shim = ctrd.start(&script, &bundle)?;
+    shim.run()?;
+    let held = std::fs::read_dir(format!("/proc/{}/fd", shim.server()?.pid()))?.flatten();
+    let held: Vec<_> = held.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+    assert!(!held.contains(&PathBuf::from("/dev/zero")), "{held:?}");
+    let init = Process::open(Pid::new(shim.task().state()?.pid).unwrap())?;
+    shim.server()?.signal(Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    assert_eq!(shim.delete_action()?.exit_status, 137);
+    assert!(!init.is_alive(), "`delete` waits for the end of what it kills");
     shim.abandon();
     Ok(())
 }
@@ -153,7 +292,7 @@ fn delete_after_a_killed_shim_tells_the_exit_that_was_seen() -> Result<()> {
     let bundle = shell(&ctrd, "c1", "", "exit 9")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     let exit = shim.run()?.answer(LIMIT)?;
-    shim.server()?.signal(shim_runtime::Signal::KILL)?;
+    shim.server()?.signal(Signal::KILL)?;
     assert!(shim.server()?.ended_within(LIMIT));
     for _ in 0..2 {
         let deleted = shim.delete_action()?;
@@ -171,7 +310,7 @@ fn delete_takes_a_dead_shim_s_socket_away_that_only_the_daemon_s_file_names() ->
     let bundle = shell(&ctrd, "c1", "", "exit 9")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     shim.run()?.answer(LIMIT)?;
-    shim.server()?.signal(shim_runtime::Signal::KILL)?;
+    shim.server()?.signal(Signal::KILL)?;
     assert!(shim.server()?.ended_within(LIMIT));
     let address = std::fs::read_to_string(bundle.path().join("address"))?;
     let told = serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" });
@@ -196,11 +335,11 @@ fn delete_spares_a_group_that_lives() -> Result<()> {
     two.delete_action()?;
     assert_eq!(two.task().state()?.status, shim_runtime::api::Status::RUNNING.into());
     assert!(!mark.exists(), "author code would have cleaned up after a running container");
-    one.task().kill(shim_runtime::Signal::KILL)?;
+    one.task().kill(Signal::KILL)?;
     waits.answer(LIMIT)?;
     one.remove()?;
     assert!(!mark.exists(), "the container was given up by its Delete");
-    two.server()?.signal(shim_runtime::Signal::KILL)?;
+    two.server()?.signal(Signal::KILL)?;
     assert!(two.server()?.ended_within(LIMIT));
     two.delete_action()?;
     assert!(mark.exists(), "the last one's shim is gone");
@@ -215,7 +354,7 @@ fn a_shim_that_nobody_uses_ends_by_itself() -> Result<()> {
     let output = ctrd.launch(FIXTURE, &bundle, "start").run()?;
     let answer = shim_runtime::testing::bootstrap::Answer::parse(Dialect::PARAMS, &output.stdout).unwrap();
     let socket = answer.path().unwrap();
-    let server = shim_runtime::testing::Process::open(listeners(&socket)[0])?;
+    let server = Process::open(listeners(&socket)[0])?;
     let began = Instant::now();
     // A connection that never says anything is no use.
     let _silent = std::os::unix::net::UnixStream::connect(&socket)?;
@@ -291,7 +430,7 @@ fn a_shim_serves_in_the_foreground_on_a_socket_of_the_user_s_choice() -> Result<
     let mut shim = std::process::Command::new(FIXTURE);
     shim.args(args).envs(launch.env).current_dir(bundle.path()).stderr(std::process::Stdio::piped());
     let mut shim = shim.spawn()?;
-    let process = shim_runtime::testing::Process::open(shim_runtime::Pid::new(shim.id()).unwrap())?;
+    let process = Process::open(Pid::new(shim.id()).unwrap())?;
     // It says so on its standard error once it listens.
     let mut log = std::io::BufReader::new(shim.stderr.take().unwrap());
     let mut line = String::new();
@@ -302,7 +441,7 @@ fn a_shim_serves_in_the_foreground_on_a_socket_of_the_user_s_choice() -> Result<
     let answer: shim_runtime::api::ConnectResponse =
         connection.ask("containerd.task.v2.Task", "Connect", &request)?;
     assert_eq!(answer.shim_pid, shim.id());
-    process.signal(shim_runtime::Signal::INT)?;
+    process.signal(Signal::INT)?;
     assert!(shim.wait()?.success());
     assert!(!socket.exists());
     bundle.remove()?;
@@ -324,7 +463,7 @@ fn the_version_is_printed_without_any_other_flag() -> Result<()> {
 fn the_server_is_put_into_the_shim_cgroup_of_the_options() -> Result<()> {
     use protobuf::Message;
     // A version 1 hierarchy in which an empty group costs nothing.
-    let parent = std::path::Path::new("/sys/fs/cgroup/pids");
+    let parent = Path::new("/sys/fs/cgroup/pids");
     let name = format!("shim-cgroup-{}", std::process::id());
     let cgroup = parent.join(&name);
     if !parent.join("cgroup.procs").exists() || std::fs::create_dir(&cgroup).is_err() {
