@@ -2,7 +2,7 @@
 //! the shim itself keeps there for a `delete` that may come after its death.
 
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, WithContext};
+use crate::files;
 use crate::mount;
 use crate::nulls;
 use crate::spawn::{Command, Supervisor};
@@ -19,6 +20,8 @@ use crate::types::{Exit, Pid};
 
 /// Where the record of a shim's own state lies in the bundle.
 const RECORD_FILE: &str = "shim.json";
+/// How long a `config.json` may be: much longer than any that containerd makes.
+const CONFIG_LIMIT: u64 = 16 << 20;
 /// The format of [`Record`]; a newer binary may meet an older one's file, and the reverse.
 const RECORD_VERSION: u32 = 1;
 
@@ -67,7 +70,8 @@ impl Bundle {
 
     fn read_config<T: DeserializeOwned>(&self) -> Result<T> {
         let path = self.path.join("config.json");
-        let text = std::fs::read(&path).context(|| format!("cannot read `{}`", path.display()))?;
+        let text =
+            files::read(&path, CONFIG_LIMIT).context(|| format!("cannot read `{}`", path.display()))?;
         let parsed = nulls::from_slice(&text).map_err(Error::invalid_argument_from);
         parsed.context(|| format!("cannot understand `{}`", path.display()))
     }
@@ -105,7 +109,9 @@ impl Bundle {
     /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let (temporary, path) = (self.path.join(format!(".{name}.tmp")), self.path.join(name));
-        let written = std::fs::write(&temporary, content).and_then(|()| std::fs::rename(&temporary, path));
+        let written = files::create(&temporary, 0o666)
+            .and_then(|mut file| file.write_all(content))
+            .and_then(|()| std::fs::rename(&temporary, path));
         if written.is_err() {
             let _ = std::fs::remove_file(&temporary);
         }
@@ -114,7 +120,7 @@ impl Bundle {
 
     /// The record of the shim's state; empty if there is none, or none that can be read.
     pub(crate) fn record(&self) -> Record {
-        let read = std::fs::read(self.path.join(RECORD_FILE));
+        let read = files::read(&self.path.join(RECORD_FILE), files::SMALL);
         read.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
@@ -187,7 +193,7 @@ impl InitRecord {
 
 /// When the process started, in clock ticks since boot: field 22 of its `stat`.
 fn start_time(pid: Pid) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = files::kernel_text(format!("/proc/{pid}/stat")).ok()?;
     // The name in field 2 may contain anything, closing parentheses too.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
@@ -355,6 +361,20 @@ mod tests {
         assert_eq!(record.living(), Some(Pid::own()));
         let other = InitRecord { start_time: record.start_time + 1, ..record };
         assert_eq!(other.living(), None);
+    }
+
+    /// As Go's threads, and programs whose name the kernel has cut in the middle of a letter.
+    #[test]
+    fn a_process_may_have_any_name() {
+        for name in [b"\xff\xfe".as_slice(), "\u{44f}".repeat(9).as_bytes(), b") Z 1 (\n"] {
+            let name = std::ffi::CString::new(name).unwrap();
+            let living = std::thread::spawn(move || {
+                nix::sys::prctl::set_name(&name).unwrap();
+                let thread = Pid::new(nix::unistd::gettid().as_raw().cast_unsigned()).unwrap();
+                InitRecord::of(thread).map(|record| record.living() == Some(thread))
+            });
+            assert_eq!(living.join().unwrap(), Some(true));
+        }
     }
 
     #[test]

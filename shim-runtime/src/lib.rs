@@ -68,6 +68,7 @@ mod crash;
 mod entry;
 mod error;
 mod event_loop;
+mod files;
 pub mod level;
 mod logger;
 mod managed;

@@ -44,7 +44,7 @@ impl Activity {
         let mut sum = Self { wakeups: 0.0, cpu: 0.0 };
         for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
             // Time on a processor in ns, time waiting for one, times put onto one. A thread may end meanwhile.
-            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            let text = shim_runtime::testing::kernel_text(task.path().join("schedstat")).unwrap_or_default();
             let mut fields = text.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0.0));
             sum.cpu += fields.next().unwrap_or(0.0) / 1e6;
             sum.wakeups += fields.nth(1).unwrap_or(0.0);
@@ -67,7 +67,7 @@ pub(crate) fn sync(program: &Path) -> Result<()> {
 /// A figure from a file below `/proc/PID`.
 fn value(pid: Pid, file: &str, name: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/{file}");
-    let text = fs::read_to_string(&path)?;
+    let text = shim_runtime::testing::kernel_text(&path)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok());
     number.ok_or_else(|| Failure::setup(format!("no `{name}` in `{path}`")))

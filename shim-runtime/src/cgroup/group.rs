@@ -13,6 +13,7 @@ use super::{Files, Host, MAIN_CONTROLLERS, Membership, Message, UNIFIED, v1, v2}
 use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
+use crate::files;
 use crate::types::Pid;
 
 /// See the module.
@@ -48,7 +49,7 @@ impl Group {
         let own = theirs.apart_from(&ours);
         let is_version_1 = MAIN_CONTROLLERS.iter().any(|controller| theirs.path(controller).is_some());
         // Of a hybrid host the unified hierarchy holds no controllers, and nothing that the others do not.
-        let has_own = own.0.lines().any(|line| !(is_version_1 && line.starts_with("0::")));
+        let has_own = own.0.iter().any(|place| !(is_version_1 && place.has(UNIFIED)));
         if !has_own {
             return Err(Error::not_found(format!("process {pid} has no cgroup of its own")));
         }
@@ -129,7 +130,7 @@ fn any(type_url: &str, metrics: Option<Message>) -> Result<Any> {
 
 /// What cannot be read counts as empty: a cgroup may be removed at any time.
 pub(super) fn read(file: PathBuf) -> String {
-    fs::read_to_string(file).unwrap_or_default()
+    files::kernel_text(file).unwrap_or_default()
 }
 
 /// Enables controllers for the children of a cgroup, as far as it has them.

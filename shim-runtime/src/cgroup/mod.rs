@@ -9,10 +9,12 @@ mod pids;
 mod v1;
 mod v2;
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -54,9 +56,7 @@ impl Host {
     fn at(root: &Path) -> Result<Self> {
         let table = std::fs::read(root.join("proc/self/mountinfo"))
             .context(|| "cannot read the list of mounts to find the cgroups")?;
-        // A mount of somebody else may have any name.
-        let table = String::from_utf8_lossy(&table);
-        let mounts = table.lines().filter_map(|line| Mount::parse(root, line)).collect();
+        let mounts = table.split(|byte| *byte == b'\n').filter_map(|line| Mount::parse(root, line)).collect();
         Ok(Self { root: root.to_owned(), mounts, page_sizes: page_sizes(root) })
     }
 
@@ -94,39 +94,63 @@ impl Host {
     }
 
     fn membership(&self, process: &str) -> io::Result<Membership> {
-        std::fs::read_to_string(self.root.join("proc").join(process).join("cgroup")).map(Membership)
+        let text = std::fs::read(self.root.join("proc").join(process).join("cgroup"))?;
+        Ok(Membership::parse(&text))
     }
 
     /// Where a cgroup may be seen. The first mount that shows it is to be taken: one may be hidden under another,
     /// or show a part only.
-    fn directories(&self, controller: &str, path: &str) -> impl Iterator<Item = PathBuf> {
+    fn directories(&self, controller: &str, path: &Path) -> impl Iterator<Item = PathBuf> {
         let mounts = self.mounts.iter().filter(move |mount| mount.carries(controller));
         mounts.filter_map(move |mount| mount.directory(path))
     }
 }
 
-/// Where a process is in each hierarchy: the content of `/proc/PID/cgroup`.
+/// Where a process is in each hierarchy: the content of `/proc/PID/cgroup`. A cgroup may have any name, and a process
+/// may make one below its own.
 #[derive(Clone, Debug)]
-struct Membership(String);
+struct Membership(Vec<Place>);
 
-impl Membership {
-    fn path(&self, controller: &str) -> Option<&str> {
-        self.0.lines().find_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers.split(',').any(|name| name == controller).then_some(path)
-        })
+/// A line of it: the hierarchy's controllers, and the cgroup.
+#[derive(Clone, Debug)]
+struct Place {
+    controllers: String,
+    path: PathBuf,
+}
+
+impl Place {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|name| name == controller)
     }
 
-    /// The lines that tell of this process and not of others.
+    /// One of them stands for all.
+    fn controller(&self) -> &str {
+        self.controllers.split(',').next().unwrap_or_default()
+    }
+}
+
+impl Membership {
+    fn parse(text: &[u8]) -> Self {
+        let place = |line: &[u8]| {
+            let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+            let controllers = String::from_utf8_lossy(fields.next()?).into_owned();
+            Some(Place { controllers, path: OsStr::from_bytes(fields.next()?).into() })
+        };
+        Self(text.split(|byte| *byte == b'\n').filter_map(place).collect())
+    }
+
+    fn path(&self, controller: &str) -> Option<&Path> {
+        self.0.iter().find(|place| place.has(controller)).map(|place| place.path.as_path())
+    }
+
+    /// The places that tell of this process and not of others.
     ///
     /// The root is nobody's own: it stands for the whole host, and in version 1 for a process that has ended.
     fn apart_from(&self, ours: &Self) -> Self {
-        let apart = |line: &&str| {
-            let controllers = line.split(':').nth(1).unwrap_or_default();
-            let controller = controllers.split(',').next().unwrap_or_default();
-            self.path(controller).is_some_and(|path| path != "/" && ours.path(controller) != Some(path))
+        let apart = |place: &&Place| {
+            place.path != Path::new("/") && ours.path(place.controller()) != Some(&place.path)
         };
-        Self(self.0.lines().filter(apart).flat_map(|line| [line, "\n"]).collect())
+        Self(self.0.iter().filter(apart).cloned().collect())
     }
 }
 
@@ -142,16 +166,16 @@ struct Mount {
 
 impl Mount {
     /// One line of `mountinfo`, if it is of a cgroup hierarchy.
-    fn parse(root: &Path, line: &str) -> Option<Self> {
-        let (place, kind) = line.split_once(" - ")?;
-        let mut kind = kind.split(' ');
-        let options = match kind.next()? {
-            "cgroup" => Some(kind.nth(1)?.to_owned()),
-            "cgroup2" => None,
+    fn parse(root: &Path, line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mut place = fields.by_ref().take_while(|field| *field != b"-").skip(3).map(unescape);
+        let (group, point) = (place.next()?, place.next()?);
+        place.for_each(drop);
+        let options = match fields.next()? {
+            b"cgroup" => Some(String::from_utf8_lossy(fields.nth(1)?).into_owned()),
+            b"cgroup2" => None,
             _ => return None,
         };
-        let mut place = place.split(' ').skip(3).map(|field| unescape(field.as_bytes()));
-        let (group, point) = (place.next()?, place.next()?);
         Some(Self { options, root: group, point: root.join(point.strip_prefix("/").ok()?) })
     }
 
@@ -163,8 +187,8 @@ impl Mount {
     }
 
     /// The directory of a cgroup, unless it lies outside of what is mounted here.
-    fn directory(&self, path: &str) -> Option<PathBuf> {
-        let below = Path::new(path).strip_prefix(&self.root).ok()?;
+    fn directory(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.root).ok()?;
         // Seen from within a cgroup namespace, what is outside starts with `/..`.
         let inside = !below.components().any(|part| part == Component::ParentDir);
         inside.then(|| self.point.join(below))
@@ -203,7 +227,7 @@ impl Files {
         Some(Self { directory, buffer: Vec::with_capacity(4096) })
     }
 
-    fn text(&mut self, name: &str) -> Option<&str> {
+    fn text(&mut self, name: &str) -> Option<Cow<'_, str>> {
         /// Far more than any of these files has.
         const LIMIT: u64 = 1 << 20;
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -211,7 +235,8 @@ impl Files {
         self.buffer.clear();
         // `take` saves the two calls by which a file is asked for its size, which here is always 0.
         file.take(LIMIT).read_to_end(&mut self.buffer).ok()?;
-        std::str::from_utf8(&self.buffer).ok()
+        // Names of devices may be no text, which must not cost all else that the file has.
+        Some(String::from_utf8_lossy(&self.buffer))
     }
 
     /// The content of a file that is one number.
@@ -429,6 +454,23 @@ mod tests {
         ]);
         assert_eq!(pids_v2(&stats(&tree, 7).unwrap()), 4);
         assert_eq!(stats(&tree, 8).unwrap_err().code(), Code::NotFound);
+    }
+
+    #[test]
+    fn cgroups_and_mounts_may_have_any_name() {
+        let tree = Tree::new(&[
+            ("proc/self/cgroup", "0::/shim\n"),
+            ("proc/7/cgroup", ""),
+            ("cg/ctr/pids.current", "4\n"),
+        ]);
+        let name = |path: &str| tree.root().join(OsStr::from_bytes(&[path.as_bytes(), b"\xff\xfe"].concat()));
+        std::fs::rename(tree.root().join("cg/ctr"), name("cg/ctr")).unwrap();
+        std::fs::rename(tree.root().join("cg"), name("cg")).unwrap();
+        let mounts =
+            b"29 23 0:20 / /\xfd rw - tmpfs tmpfs rw\n30 23 0:26 / /cg\xff\xfe rw - cgroup2 cgroup2 rw\n";
+        std::fs::write(tree.root().join("proc/self/mountinfo"), mounts).unwrap();
+        std::fs::write(tree.root().join("proc/7/cgroup"), b"0::/ctr\xff\xfe\n").unwrap();
+        assert_eq!(pids_v2(&stats(&tree, 7).unwrap()), 4);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use super::UNIFIED;
 use super::group::{Group, gone};
+use super::{Place, UNIFIED};
 use crate::error::Result;
 use crate::types::Pid;
 
@@ -41,8 +41,8 @@ impl Group {
     ///
     /// "Not found" once it was removed.
     pub(crate) fn pids(&self) -> Result<Vec<Pid>> {
-        let lines = self.own.0.lines().filter_map(|line| line.split(':').nth(1)?.split(',').next());
-        let directory = LISTING.into_iter().chain(lines).find_map(|controller| self.directory(controller));
+        let others = self.own.0.iter().map(Place::controller);
+        let directory = LISTING.into_iter().chain(others).find_map(|controller| self.directory(controller));
         let directory = directory.ok_or_else(gone)?;
         let walk = Walk::through(&directory, LIMITS);
         if walk.is_cut && !self.was_cut.swap(true, Ordering::Relaxed) {

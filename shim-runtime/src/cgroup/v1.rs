@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::message::{Message, NONE, Names};
 use super::{Files, device, number};
+use crate::files;
 
 /// The length of the ticks in `cpuacct.stat`: programs are told of 100 a second on every machine we run on.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
@@ -140,7 +141,7 @@ type NameOf<'a> = &'a dyn Fn(u64, u64) -> String;
 /// The disks' scheduler keeps the full set (CFQ until Linux 5.0; BFQ a part of it); where it keeps none, there
 /// is what passed the throttle.
 fn blkio(mut files: Files, partitions: &Path) -> Option<Message> {
-    let partitions = LazyCell::new(|| std::fs::read_to_string(partitions).unwrap_or_default());
+    let partitions = LazyCell::new(|| files::kernel_text(partitions).unwrap_or_default());
     let name_of = |major, minor| disk_name(&partitions, major, minor);
     scheduled(&mut files, "blkio", &name_of)
         .or_else(|| scheduled(&mut files, "blkio.bfq", &name_of))
@@ -173,7 +174,8 @@ fn throttled(files: &mut Files, name_of: NameOf<'_>) -> Option<Message> {
 
 /// Adds a file's entries to a field, and returns how many they are.
 fn disks(files: &mut Files, file: &str, name_of: NameOf<'_>, field: u64, to: &mut Message) -> Option<usize> {
-    let entries = files.text(file)?.lines().filter_map(|line| disk(line, name_of));
+    let text = files.text(file)?;
+    let entries = text.lines().filter_map(|line| disk(line, name_of));
     Some(entries.map(|entry| to.message(field, Some(entry))).count())
 }
 

@@ -1,9 +1,7 @@
 //! The options that containerd has for OCI runtimes, and how they are kept in the bundle for a `delete` that
 //! may come after the shim's death (contract 11.3).
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use containerd_shim_protos::shim::oci;
@@ -14,6 +12,7 @@ use crate::api::Any;
 use crate::bootstrap::type_name;
 use crate::bundle::Bundle;
 use crate::error::{Error, Result, WithContext};
+use crate::files;
 use crate::nulls;
 
 const TYPE: &str = "containerd.runc.v1.Options";
@@ -75,11 +74,12 @@ impl Options {
 
     /// Those that a shim, this one or an older one, has left in the bundle.
     pub(super) fn read(bundle: &Bundle) -> Self {
-        let file = |name| std::fs::read_to_string(bundle.path().join(name));
-        let kept = file(FILE).ok().and_then(|text| nulls::from_slice::<Self>(text.as_bytes()).ok());
+        let file = |name| files::read(&bundle.path().join(name), files::SMALL);
+        let kept = file(FILE).ok().and_then(|text| nulls::from_slice::<Self>(&text).ok());
         let mut options = kept.unwrap_or_default();
         if options.binary_name.is_empty() {
-            file(ENGINE_FILE).unwrap_or_default().trim().clone_into(&mut options.binary_name);
+            let name = file(ENGINE_FILE).unwrap_or_default();
+            String::from_utf8_lossy(&name).trim().clone_into(&mut options.binary_name);
         }
         options
     }
@@ -96,7 +96,7 @@ impl Options {
 
 /// Writes a file that only its owner can read.
 pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(content)
+    files::create(path, 0o600)?.write_all(content)
 }
 
 impl From<oci::Options> for Options {

@@ -10,6 +10,7 @@ use crate::api::Any;
 use crate::bootstrap::type_name;
 use crate::cgroup;
 use crate::error::{Result, WithContext};
+use crate::files;
 use crate::sys;
 use crate::types::Pid;
 
@@ -43,7 +44,7 @@ fn shim_cgroup(options: Option<&Any>) -> Option<String> {
 /// One more than containerd's, so that the kernel kills the shim rather than the daemon, but a container first.
 fn set_oom_score(server: Pid) -> Result<()> {
     // The daemon is the parent of `start`; it may be outside of our pid namespace.
-    let Ok(daemon) = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", getppid())) else {
+    let Ok(daemon) = files::kernel_text(format!("/proc/{}/oom_score_adj", getppid())) else {
         return Ok(());
     };
     let Ok(daemon) = daemon.trim().parse::<i32>() else { return Ok(()) };
@@ -62,7 +63,7 @@ fn set_oom_score(server: Pid) -> Result<()> {
 
 /// Whether root here is somebody else on the host: the map of ids is then not the whole identity.
 fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = files::kernel_text("/proc/self/uid_map").unwrap_or_default();
     map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
 }
 

@@ -98,7 +98,7 @@ pub use failure::{Broken, Cause, Failure, Result};
 pub use frames::{Frame, RawConnection};
 pub use harness::Harness;
 pub use launch::{Launch, Output};
-pub use process::{Process, listeners, related_to};
+pub use process::{Process, kernel_text, listeners, related_to};
 pub use shim::Shim;
 pub use stdio::{Captured, Mode, Stdio};
 pub use timeline::Timeline;

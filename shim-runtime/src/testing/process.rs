@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
 
+use crate::files;
 use crate::wait::wait_for_any;
 use crate::{Pid, Signal, sys};
 
@@ -79,6 +80,15 @@ pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Resu
     Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect())
 }
 
+/// The text of one of the kernel's files, below `/proc` above all. Names in it may hold any bytes; those that are no
+/// text are replaced.
+///
+/// # Errors
+/// When it cannot be read, because its process is gone for example.
+pub fn kernel_text(path: impl AsRef<Path>) -> io::Result<String> {
+    files::kernel_text(path)
+}
+
 /// All processes whose `/proc` entry satisfies `is_ours`, but this one.
 fn scan(is_ours: impl Fn(&Path) -> bool) -> Vec<Pid> {
     let own = Pid::own();
@@ -92,7 +102,7 @@ fn scan(is_ours: impl Fn(&Path) -> bool) -> Vec<Pid> {
 
 /// A zombie has ended; only its parent, which may be the system's init, has not looked yet.
 fn is_zombie(dir: &Path) -> bool {
-    let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
+    let stat = kernel_text(dir.join("stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }
 
@@ -115,7 +125,7 @@ pub fn related_to(text: &str) -> Vec<Pid> {
 /// Processes that hold a listening socket bound to `path`. The peer credentials of a connection would name
 /// the process that called listen(2): for most shims `start`, which has ended.
 pub fn listeners(path: &Path) -> Vec<Pid> {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let table = kernel_text("/proc/net/unix").unwrap_or_default();
     let Some(path) = path.to_str() else { return Vec::new() };
     // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is __SO_ACCEPTCON.
     let sockets: HashSet<PathBuf> = table
@@ -139,7 +149,7 @@ pub fn listeners(path: &Path) -> Vec<Pid> {
 
 /// The parent of a process, if both live.
 fn parent(pid: Pid) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = kernel_text(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
     Pid::new(rest.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
@@ -183,6 +193,20 @@ mod tests {
         }
         assert!(found.contains(&by_env.id()) && found.contains(&by_dir.id()), "{found:?}");
         assert!(!found.contains(&other.id()));
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_found_too_and_no_zombie() {
+        let name = std::ffi::CString::new(b"\xff) Z").unwrap();
+        std::thread::spawn(move || {
+            nix::sys::prctl::set_name(&name).unwrap();
+            let thread = nix::unistd::gettid();
+            assert!(!is_zombie(Path::new(&format!("/proc/self/task/{thread}"))));
+            let stat = kernel_text(format!("/proc/self/task/{thread}/comm")).unwrap();
+            assert_eq!(stat, "\u{fffd}) Z\n");
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

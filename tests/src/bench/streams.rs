@@ -113,7 +113,7 @@ fn delete_without_reader(running: &Running) -> Result<Duration> {
 fn until_stuck(pid: u32) -> Result<()> {
     let end = Instant::now() + LIMIT;
     let written = || {
-        let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let text = shim_runtime::testing::kernel_text(format!("/proc/{pid}/io")).unwrap_or_default();
         text.lines().find(|line| line.starts_with("wchar:")).map(str::to_owned)
     };
     let mut before = None;

@@ -73,14 +73,15 @@ fn gone_in_time(look: impl Fn() -> Vec<String>) -> Vec<String> {
 /// The children of a process that have ended and that it has not looked after.
 fn zombies(pid: shim_runtime::Pid) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children =
+        tasks.filter_map(|task| shim_runtime::testing::kernel_text(task.path().join("children")).ok());
     let pids: Vec<_> =
         children.flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
     pids.into_iter().filter(|pid| is_zombie(pid)).collect()
 }
 
 fn is_zombie(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = shim_runtime::testing::kernel_text(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 

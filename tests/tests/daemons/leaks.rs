@@ -61,10 +61,11 @@ fn socket_files(daemon: &Daemon, id: &str) -> Vec<PathBuf> {
 fn mounts(daemon: &Daemon) -> Vec<PathBuf> {
     let root = daemon.root();
     // The daemon's own, while it lives: it may have a namespace of its own.
-    let own = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.pid()));
+    let own = shim_runtime::testing::kernel_text(format!("/proc/{}/mountinfo", daemon.pid()));
     let own = own.ok().filter(|table| !table.is_empty());
-    let table =
-        own.or_else(|| fs::read_to_string("/proc/self/mountinfo").ok()).expect("read the mount table");
+    let table = own
+        .or_else(|| shim_runtime::testing::kernel_text("/proc/self/mountinfo").ok())
+        .expect("read the mount table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     let mut below: Vec<_> = points.filter(|point| point.starts_with(root)).collect();
     below.reverse();

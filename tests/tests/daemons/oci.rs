@@ -65,7 +65,8 @@ pub(crate) fn all_processes_of_a_container_are_listed(daemon: &mut Daemon) {
 pub(crate) fn an_init_that_goes_on_to_a_cgroup_below_hides_nothing(daemon: &mut Daemon) {
     let pid = daemon.run_detached("c", &["sh", "-c", "sleep 1000 & exec sleep 1000"]);
     let all = until("its child", || Some(daemon.pids("c")).filter(|pids| pids.len() == 2));
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the container runs");
+    let groups =
+        shim_runtime::testing::kernel_text(format!("/proc/{pid}/cgroup")).expect("the container runs");
     let of_pids = |line: &str| line.split_once(":pids:/").map(|(_, path)| path.to_owned());
     let path = groups.lines().find_map(of_pids).expect("the hierarchy of `pids` is there");
     let below = Path::new("/sys/fs/cgroup/pids").join(path).join("init.scope");

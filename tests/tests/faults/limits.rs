@@ -38,7 +38,7 @@ fn a_log_that_nobody_reads_holds_nothing_up() -> Result<()> {
 
 /// Processor time that a process has used, in ticks of 10 ms.
 fn ticks(pid: Pid) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let stat = shim_runtime::testing::kernel_text(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }

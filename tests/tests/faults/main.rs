@@ -127,7 +127,7 @@ fn status(pid: Pid, field: &str) -> usize {
 }
 
 fn number_in(file: &str, field: &str) -> usize {
-    let text = std::fs::read_to_string(file).unwrap();
+    let text = shim_runtime::testing::kernel_text(file).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
     value.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -144,7 +144,8 @@ fn descriptors(pid: Pid) -> usize {
 /// The pids of a process's children, zombies included.
 fn children(pid: Pid) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let lists =
+        tasks.filter_map(|task| shim_runtime::testing::kernel_text(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 

@@ -97,7 +97,8 @@ fn an_idle_publisher_does_not_wake_up() -> Result<()> {
     let switches = || {
         let tasks = std::fs::read_dir(format!("/proc/{server}/task")).unwrap().flatten();
         let is_it = |task: &std::fs::DirEntry| {
-            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "publisher")
+            shim_runtime::testing::kernel_text(task.path().join("comm"))
+                .is_ok_and(|name| name.trim() == "publisher")
         };
         let task = tasks.into_iter().find(is_it).expect("a publisher");
         number_in(&task.path().join("status").display().to_string(), "voluntary_ctxt_switches")

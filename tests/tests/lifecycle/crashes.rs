@@ -4,7 +4,7 @@
 use shim_runtime::Signal;
 use shim_runtime::testing::{CRASH_AT, Dialect, FakeContainerd, Process, Result, listeners};
 
-use super::{FIXTURE, LIMIT, shell};
+use super::{FIXTURE, LIMIT, shell, until};
 
 /// Runs a container that ends with status 9, in a shim that dies at `place`, and cleans up after it. Returns
 /// the status that `delete` tells.
@@ -80,6 +80,28 @@ fn a_start_that_is_killed_leaves_no_server_and_the_next_one_succeeds() -> Result
         // It gives the daemon of the killed start its time to come, then ends.
         assert!(shim.server()?.ended_within(LIMIT), "{place}");
         bundle.remove()?;
+        ctrd.check_leaks()?;
+    }
+    Ok(())
+}
+
+/// A program names itself as it likes, and the kernel cuts a name after 15 bytes, in the middle of a letter too.
+#[test]
+fn delete_kills_an_init_whose_name_is_no_text() -> Result<()> {
+    for name in [r"\377\376", "\u{44f}\u{44f}\u{44f}\u{44f}\u{44f}\u{44f}\u{44f}\u{44f}"] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let script = format!("printf '{name}' >/proc/$$/comm; while :; do sleep 1000; done");
+        let bundle = shell(&ctrd, "c1", "", &script)?;
+        let mut shim = ctrd.start(FIXTURE, &bundle)?;
+        shim.run()?;
+        let init = Process::open(shim_runtime::Pid::new(shim.task().state()?.pid).unwrap())?;
+        let comm = format!("/proc/{}/comm", init.pid());
+        until("the name", || std::fs::read(&comm).is_ok_and(|name| String::from_utf8(name).is_err()));
+        shim.server()?.signal(Signal::KILL)?;
+        assert!(shim.server()?.ended_within(LIMIT));
+        shim.delete_action()?;
+        assert!(init.ended_within(LIMIT), "{name}");
+        shim.abandon();
         ctrd.check_leaks()?;
     }
     Ok(())

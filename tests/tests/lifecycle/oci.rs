@@ -55,7 +55,7 @@ fn of_two_hundred_containers_that_exit_at_once_no_exit_is_lost_and_no_zombie_lef
         workers.into_iter().try_for_each(|worker| worker.join().unwrap())
     })?;
     let server = shim.server()?.pid();
-    let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
+    let children = shim_runtime::testing::kernel_text(format!("/proc/{server}/task/{server}/children"))?;
     assert_eq!(children.split_whitespace().count(), 1, "only the anchor is left: {children}");
     shim.task().kill(Signal::KILL)?;
     shim.task().wait().answer(LIMIT)?;

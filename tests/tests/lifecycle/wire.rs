@@ -75,7 +75,7 @@ fn a_thousand_waits_cost_no_thread_and_are_all_answered() -> Result<()> {
     let mut asking = shim.raw()?;
     let state = api::StateRequest { id: "c1".into(), ..Default::default() };
     let _: api::StateResponse = asking.ask("containerd.task.v3.Task", "State", &state)?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", shim.server()?.pid()))?;
+    let status = shim_runtime::testing::kernel_text(format!("/proc/{}/status", shim.server()?.pid()))?;
     let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim();
     assert!(threads.parse::<u32>().unwrap() <= 4, "{threads} threads");
     shim.task().kill(Signal::KILL)?;

@@ -121,7 +121,7 @@ fn until_asleep(shim: &Shim) -> Result<()> {
 fn until_stuck(exec: &Task) -> Result<()> {
     let io = format!("/proc/{}/io", exec.state()?.pid);
     let written = || {
-        let text = fs::read_to_string(&io).unwrap_or_default();
+        let text = shim_runtime::testing::kernel_text(&io).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok())
     };
     let (mut last, mut same) = (None, 0);
