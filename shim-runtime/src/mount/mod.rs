@@ -23,7 +23,11 @@ use crate::spawn::Supervisor;
 use crate::sys;
 
 use options::{Options, maps_ids};
-pub(crate) use table::unescape;
+pub(crate) use table::{mounts_below, unescape};
+use target::Target;
+
+/// How often it is tried to unmount what somebody moves meanwhile.
+const TRIES: usize = 10;
 
 /// Mounts the list in order onto `rootfs`. Nothing is done for an empty list: the root may be no mount at all.
 /// Helper programs and maps of ids need a supervisor.
@@ -45,37 +49,43 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path, supervisor: Option<&Sup
 }
 
 fn mount_one(wanted: &Mount, rootfs: &Path, supervisor: Option<&Supervisor>) -> Result<()> {
-    let target = target::resolve_inside(rootfs, Path::new(&wanted.target))?;
+    let target = Target::find(rootfs, Path::new(&wanted.target))?;
     let mounted = Options::parse(&wanted.options).and_then(|options| {
         let map = options.id_map.as_ref();
         let ids = map.map(|map| id_map::user_namespace(map, supervisor)).transpose()?;
         match (helper::of(&wanted.type_), ids) {
             (Some(helper), ids) => {
                 let words = wanted.options.iter().filter(|word| !maps_ids(word));
-                helper.mount(&wanted.source, &target, words, supervisor)?;
-                ids.map_or(Ok(()), |ids| id_map::cover(&target, &ids))
+                helper.mount(&wanted.source, target.name(), words, supervisor)?;
+                ids.map_or(Ok(()), |ids| id_map::cover(&target.mounted()?.path(), &ids))
             }
             (None, Some(ids)) if wanted.type_ == "overlay" => {
                 mount_mapped_overlay(wanted, options, &target, &ids)
             }
             (None, ids) => {
                 mount_plain(wanted, options, &target)?;
-                ids.map_or(Ok(()), |ids| id_map::cover(&target, &ids))
+                ids.map_or(Ok(()), |ids| id_map::cover(&target.mounted()?.path(), &ids))
             }
         }
     });
-    let what = || format!("cannot mount {} `{}` on `{}`", wanted.type_, wanted.source, target.display());
+    let what =
+        || format!("cannot mount {} `{}` on `{}`", wanted.type_, wanted.source, target.name().display());
     mounted.context(what)
 }
 
 /// An overlay takes the ids of its layers as it finds them: those are mapped, and only while it is mounted need
 /// they be seen anywhere.
-fn mount_mapped_overlay(wanted: &Mount, mut options: Options, target: &Path, ids: &OwnedFd) -> Result<()> {
+fn mount_mapped_overlay(
+    wanted: &Mount,
+    mut options: Options,
+    target: &Target<'_>,
+    ids: &OwnedFd,
+) -> Result<()> {
     let _layers = id_map::Layers::map(&mut options.data, ids)?;
     mount_plain(wanted, options, target)
 }
 
-fn mount_plain(wanted: &Mount, mut options: Options, target: &Path) -> Result<()> {
+fn mount_plain(wanted: &Mount, mut options: Options, target: &Target<'_>) -> Result<()> {
     let read_only = options.flags.contains(MsFlags::MS_RDONLY);
     let wanted_device = options.loop_device.as_ref();
     let device =
@@ -91,31 +101,62 @@ fn mount_plain(wanted: &Mount, mut options: Options, target: &Path) -> Result<()
         )));
     }
     let data = Some(data.as_str()).filter(|data| !data.is_empty());
-    let make = || mount(Some(source), target, Some(wanted.type_.as_str()), options.flags, data);
+    let at = target.path();
+    let make = || mount(Some(source), &at, Some(wanted.type_.as_str()), options.flags, data);
     match folder {
         Some(folder) => overlay::inside(&folder, make)?,
         None => make()?,
     }
-    let change = |flags| mount(None::<&str>, target, None::<&str>, flags, None::<&str>);
     // The kernel ignores `ro` on a bind mount; it takes a second call (mount(2), MS_REMOUNT).
-    if read_only && options.flags.contains(MsFlags::MS_BIND) {
-        change(options.flags | MsFlags::MS_REMOUNT)?;
+    let again = read_only && options.flags.contains(MsFlags::MS_BIND);
+    let remount = again.then_some(options.flags | MsFlags::MS_REMOUNT);
+    let changes: Vec<_> = remount.into_iter().chain(options.propagation).collect();
+    if !changes.is_empty() {
+        let mounted = target.mounted()?;
+        let at = mounted.path();
+        let change = |flags| mount(None::<&str>, &at, None::<&str>, flags, None::<&str>);
+        changes.into_iter().try_for_each(change)?;
     }
-    options.propagation.into_iter().try_for_each(change)?;
     Ok(())
 }
 
 /// Unmounts everything at and below `path`, the last mounted first. Nothing mounted there is fine.
 pub(crate) fn unmount_all(path: &Path) -> Result<()> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    for target in table::mounts_below(&path).context(|| "cannot read the list of mounts")? {
-        match umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Somebody was quicker; or the path is too long, deep in another mount, which takes this one along.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENAMETOOLONG) => {}
-            Err(errno) => return Err(errno).context(|| format!("cannot unmount `{}`", target.display())),
+    for _ in 0..TRIES {
+        let mut is_sure = true;
+        for target in mounts_below(&path).context(|| "cannot read the list of mounts")? {
+            match unmount(&path, &target) {
+                // Where the path is too long, deep in another mount, that one takes this one along.
+                Ok(()) | Err(Errno::ENAMETOOLONG) => {}
+                // Somebody was quicker, or has moved what is on the way.
+                Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN) => {
+                    is_sure = false;
+                }
+                Err(errno) => return Err(errno).context(|| format!("cannot unmount `{}`", target.display())),
+            }
+        }
+        if is_sure {
+            return Ok(());
         }
     }
+    // It is not ours to unmount, as in a user namespace, or is moved again and again.
+    log::warn!("something stays mounted below `{}`", path.display());
     Ok(())
+}
+
+/// Unmounts what is mounted last on `target`, a place below `path`, from which no link leads out.
+fn unmount(path: &Path, target: &Path) -> nix::Result<()> {
+    let by_name = || umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    let Ok(below) = target.strip_prefix(path) else { return by_name() };
+    if below.as_os_str().is_empty() {
+        return by_name();
+    }
+    match target::open_folder(path).and_then(|root| target::open_in_root(&root, below)) {
+        Ok(held) => umount2(&target::link_to(&held), MntFlags::MNT_DETACH),
+        Err(Errno::ENOSYS | Errno::EPERM) => by_name(),
+        Err(errno) => Err(errno),
+    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
@@ -71,7 +73,7 @@ fn folder(parent: &Path, name: &str) -> PathBuf {
 }
 
 fn assert_nothing_mounted(rootfs: &Path) {
-    assert_eq!(table::mounts_below(rootfs).unwrap(), [] as [PathBuf; 0]);
+    assert_eq!(mounts_below(rootfs).unwrap(), [] as [PathBuf; 0]);
 }
 
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {
@@ -138,7 +140,7 @@ fn a_read_only_bind_and_its_propagation_take_calls_of_their_own() {
         let error = fs::write(rootfs.join("new"), "").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
         fs::write(source.join("new"), "").unwrap();
-        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let table = crate::files::kernel_text("/proc/thread-self/mountinfo").unwrap();
         let rootfs = rootfs.display().to_string();
         let line = table.lines().find(|line| line.split(' ').nth(4) == Some(&rootfs)).unwrap();
         assert!(line.contains(" shared:"), "{line}");
@@ -298,7 +300,7 @@ fn the_layers_of_an_overlay_are_mapped_and_nothing_else_is_left_mounted() {
             let file = fs::metadata(rootfs.join(format!("file-{number}"))).unwrap();
             assert_eq!((file.uid(), file.gid()), (1000, 2000));
         }
-        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let table = crate::files::kernel_text("/proc/thread-self/mountinfo").unwrap();
         assert!(
             !table.lines().any(|line| line.split(' ').nth(4).unwrap().contains("/shim-layers-")),
             "{table}"
@@ -317,7 +319,7 @@ fn a_layer_that_cannot_be_mapped_is_named_and_nothing_is_left_behind() {
         supervised(|supervisor| done = mount_all(&[overlay(&options, &MAPPED)], &rootfs, Some(supervisor)));
         let error = done.unwrap_err().to_string();
         assert!(error.contains(": cannot map the ids of `"), "{error}");
-        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let table = crate::files::kernel_text("/proc/thread-self/mountinfo").unwrap();
         assert!(!table.contains("/shim-layers-"), "{table}");
         let error = mount_all(&[overlay(&options, &MAPPED)], &rootfs, None).unwrap_err().to_string();
         assert!(error.ends_with(": ids cannot be mapped here"), "{error}");
@@ -345,8 +347,92 @@ fn a_mount_whose_path_is_longer_than_the_kernel_takes_goes_with_the_one_that_it_
         }
         tmpfs(Path::new(&format!("/proc/thread-self/fd/{}", here.as_raw_fd())));
         drop(here);
-        assert_eq!(table::mounts_below(&rootfs).unwrap().len(), 2);
+        assert_eq!(mounts_below(&rootfs).unwrap().len(), 2);
         unmount_all(&rootfs).unwrap();
-        assert!(table::mounts_below(&rootfs).unwrap().is_empty());
+        assert!(mounts_below(&rootfs).unwrap().is_empty());
+    });
+}
+
+/// Puts a link in the place of a folder, and the folder back, for as long as it is let.
+fn swap(folder: &Path, link: &Path, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        renameat2(AT_FDCWD, folder, AT_FDCWD, link, RenameFlags::RENAME_EXCHANGE).unwrap();
+    }
+}
+
+/// As a container can whose folder is shared with the one that is made.
+#[test]
+fn a_target_that_is_swapped_for_a_link_never_leads_out_of_the_root() {
+    const ROUNDS: usize = 3000;
+    apart(|scratch| {
+        let (rootfs, outside) = (folder(scratch, "rootfs"), folder(scratch, "outside/t"));
+        let inside = folder(&rootfs, "way/t");
+        let (way, link) = (inside.parent().unwrap(), rootfs.join("link"));
+        std::os::unix::fs::symlink(outside.parent().unwrap(), &link).unwrap();
+        let source = folder(scratch, "source");
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| swap(way, &link, &stop));
+            let escaped = (0..ROUNDS).find(|_| {
+                let mounts = [Mount {
+                    target: "/way/t".to_owned(),
+                    ..wanted("bind", &source, &["bind", "ro", "rprivate"])
+                }];
+                // It may fail, for the link leads nowhere inside.
+                let _ = mount_all(&mounts, &rootfs, None);
+                let escaped = !mounts_below(&outside).unwrap().is_empty();
+                let _ = unmount_all(&rootfs);
+                escaped
+            });
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(escaped, None, "something is mounted outside");
+        });
+    });
+}
+
+#[test]
+fn a_mount_on_a_target_is_changed_and_undone_like_one_on_the_root() {
+    apart(|scratch| {
+        let (rootfs, source) = (folder(scratch, "rootfs"), folder(scratch, "source"));
+        folder(&rootfs, "in/here");
+        std::os::unix::fs::symlink("/in", rootfs.join("link")).unwrap();
+        let target = |mount| Mount { target: "/link/here".to_owned(), ..mount };
+        let twice = [
+            target(wanted("tmpfs", Path::new("first"), &[])),
+            target(wanted("bind", &source, &["bind", "ro"])),
+        ];
+        mount_all(&twice, &rootfs, None).unwrap();
+        assert_eq!(mounts_below(&rootfs).unwrap(), [rootfs.join("in/here"), rootfs.join("in/here")]);
+        let error = fs::write(rootfs.join("in/here/new"), "").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        unmount_all(&rootfs).unwrap();
+        assert_nothing_mounted(&rootfs);
+        fs::write(rootfs.join("in/here/new"), "").unwrap();
+        let missing = Mount { target: "/no/such".to_owned(), ..wanted("tmpfs", Path::new("none"), &[]) };
+        let error = mount_all(&[missing], &rootfs, None).unwrap_err().to_string();
+        assert!(error.starts_with("`/no/such` in the root file system: "), "{error}");
+    });
+}
+
+#[test]
+fn where_the_kernel_or_a_sandbox_has_no_call_for_it_a_target_is_found_by_its_name() {
+    apart(|scratch| {
+        let rootfs = folder(scratch, "rootfs");
+        folder(&rootfs, "in/here");
+        std::os::unix::fs::symlink("/in", rootfs.join("link")).unwrap();
+        let openers: [fn(&OwnedFd, &Path) -> nix::Result<OwnedFd>; 2] =
+            [|_, _| Err(Errno::ENOSYS), |_, _| Err(Errno::EPERM)];
+        for open in openers {
+            let found = Target::find_by(open, &rootfs, Path::new("/link/here")).unwrap();
+            assert_eq!((found.path(), found.name()), (rootfs.join("in/here"), &*rootfs.join("in/here")));
+            let options = Options::parse(&["ro".to_owned(), "private".to_owned()]).unwrap();
+            mount_plain(&wanted("tmpfs", Path::new("none"), &[]), options, &found).unwrap();
+            assert_eq!(mounts_below(&rootfs).unwrap(), [rootfs.join("in/here")]);
+            unmount_all(&rootfs).unwrap();
+        }
+        let refused = Target::find_by(|_, _| Err(Errno::ELOOP), &rootfs, Path::new("/link/here"));
+        assert!(
+            refused.is_err_and(|error| error.to_string().contains("`/link/here` in the root file system"))
+        );
     });
 }

@@ -15,6 +15,7 @@ use super::containerd::FakeContainerd;
 use super::process::{self, Process};
 use super::promise;
 use super::watch::Watch;
+use crate::mount::mounts_below;
 use crate::{Pid, Signal};
 
 /// How long processes may take to end after the last container is gone.
@@ -152,9 +153,9 @@ fn named(names: &[String]) -> Vec<PathBuf> {
 
 /// Mount points below the run's directory, the deepest last.
 fn mounts(root: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    points.map(PathBuf::from).filter(|point| point.starts_with(root)).collect()
+    let mut below = mounts_below(root).unwrap_or_default();
+    below.reverse();
+    below
 }
 
 /// Cgroups with the run's name, in every hierarchy.
