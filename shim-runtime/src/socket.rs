@@ -10,17 +10,19 @@ use std::fmt::Write;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api::{ConnectRequest, DeleteRequest, WaitRequest};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::time::TimeVal;
 use nix::unistd::geteuid;
+use protobuf::Message;
 use sha2::{Digest, Sha256};
 
 use self::lock::Lock;
@@ -39,6 +41,10 @@ pub(crate) const SCHEME: &str = "unix://";
 pub(crate) const PROBE_KEY: &str = "shim-runtime-probe";
 /// Marks the question of a `delete` whether there is a living shim, which is no reason for it to stay.
 pub(crate) const LOOK_KEY: &str = "shim-runtime-look";
+
+/// Marks the Delete of a `delete` action: containerd has given the container up, so the shim ends it first if it
+/// runs (contract 2.6). Shims that do not know this refuse to delete what runs.
+pub(crate) const GIVE_UP_KEY: &str = "shim-runtime-give-up";
 
 /// How long a living shim may take to accept a probe, and then to answer it.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
@@ -212,8 +218,14 @@ impl Socket {
         format!("cannot {what} socket `{}`", self.path.display())
     }
 
+    /// Removes the socket; what else may stand in its place belongs to somebody else.
     fn unlink(&self) -> Result<()> {
-        match std::fs::remove_file(&self.path) {
+        let removed = match std::fs::symlink_metadata(&self.path) {
+            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&self.path),
+            Ok(_) => Err(io::Error::other("it is not a socket")),
+            Err(error) => Err(error),
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).context(|| self.cannot("remove"))
             }
@@ -241,16 +253,34 @@ impl Socket {
         self.retire(|| false).map(drop)
     }
 
-    /// Removes the socket if nobody serves it; returns whether somebody does. A shim that was killed may still
-    /// listen when containerd knows of its end already: it takes connections, and hangs up.
+    /// Removes the socket if nobody serves it; returns whether somebody does.
     pub(crate) fn remove_if_dead(&self) -> Result<bool> {
+        self.speak(|client| {
+            let question = ("containerd.task.v2.Task", "Connect");
+            client.call(question, Vec::new(), &[(LOOK_KEY, "1")], LOOK_LIMIT).map(drop)
+        })
+    }
+
+    /// Has the shim that serves the socket give a container up, for at most `limit`. One that does not answer in
+    /// time, because it is stopped for example, finds the call when it goes on. Removes the socket if nobody serves
+    /// it; returns whether somebody does.
+    pub(crate) fn give_up(&self, id: &str, limit: Duration) -> Result<bool> {
+        let end = Instant::now() + limit;
+        self.speak(|client| give_up(client, id, end))
+    }
+
+    /// Lets `say` speak with the shim that serves the socket, if there is one. A shim that was killed may still
+    /// listen when containerd knows of its end already: it takes connections, and hangs up. Silence is no sign of
+    /// that: a living shim may be very busy, or stopped.
+    fn speak(&self, say: impl Fn(&mut Client) -> Result<(), CallError>) -> Result<bool> {
         if !self.path.exists() {
             return Ok(false);
         }
         for _ in 0..HANG_UPS {
             match self.connect(AT_ONCE) {
                 Ok(stream) => {
-                    if !hangs_up(stream) {
+                    let said = say(&mut Client::new(stream));
+                    if !matches!(said, Err(CallError::Transport(error)) if is_hang_up(&error)) {
                         return Ok(true);
                     }
                 }
@@ -275,8 +305,7 @@ impl Socket {
     /// of an older release, and `Connect` never has an effect (contract 4, bug #10888). `None` when it hangs up, for
     /// it is ending.
     fn ask_version(&self, stream: UnixStream, id: &str, preferred: u8) -> Result<Option<u8>> {
-        use protobuf::Message;
-        let payload = crate::api::ConnectRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
+        let payload = ConnectRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
         let payload = payload.map_err(Error::invalid_argument_from)?;
         let mut client = Client::new(stream);
         for version in [preferred, if preferred == 3 { 2 } else { 3 }] {
@@ -305,11 +334,34 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
-/// Whether who listens hangs up instead of answering. Silence is none: a living shim may be very busy.
-fn hangs_up(stream: UnixStream) -> bool {
-    let question = ("containerd.task.v2.Task", "Connect");
-    let answer = Client::new(stream).call(question, Vec::new(), &[(LOOK_KEY, "1")], LOOK_LIMIT);
-    matches!(answer, Err(CallError::Transport(error)) if is_hang_up(&error))
+/// Asks for the end of a container and waits for it. The first Delete is what counts: the shim goes on from there
+/// by itself.
+fn give_up(client: &mut Client, id: &str, end: Instant) -> Result<(), CallError> {
+    const FAILED_PRECONDITION: i32 = 9;
+    const UNIMPLEMENTED: i32 = 12;
+    let delete = DeleteRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
+    let wait = WaitRequest { id: id.to_owned(), ..Default::default() }.write_to_bytes();
+    // Ids are plain text, which can always be written.
+    let (delete, wait) = (delete.unwrap_or_default(), wait.unwrap_or_default());
+    let mut done = Ok(());
+    for version in [2, 3] {
+        let service = format!("containerd.task.v{version}.Task");
+        let mut call = |method: &str, payload: &[u8], marks: &[(&str, &str)]| {
+            // A limit of zero would be none.
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            client.call((&service, method), payload.to_owned(), marks, left).map(drop)
+        };
+        let marks = [(GIVE_UP_KEY, "1"), (LOOK_KEY, "1")];
+        done = match call("Delete", &delete, &marks) {
+            Err(CallError::Status { code: UNIMPLEMENTED, .. }) => continue,
+            Err(CallError::Status { code: FAILED_PRECONDITION, .. }) => {
+                call("Wait", &wait, &[]).and_then(|()| call("Delete", &delete, &marks))
+            }
+            answer => answer,
+        };
+        break;
+    }
+    done
 }
 
 fn is_hang_up(error: &io::Error) -> bool {
@@ -431,6 +483,38 @@ mod tests {
         assert!(socket.remove_if_dead().unwrap());
         assert!(socket.retire(|| false).unwrap());
         std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_is_never_removed() {
+        let dir = std::env::temp_dir().join(format!("shim-no-socket-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&dir).unwrap();
+        let socket = Socket::at(dir.join("s")).unwrap();
+        std::fs::write(socket.path(), "kept").unwrap();
+        let refusals =
+            [socket.claim().err(), socket.remove_if_dead().err(), socket.give_up("c1", LOOK_LIMIT).err()];
+        for refusal in refusals {
+            let said = refusal.unwrap().to_string();
+            assert!(said.ends_with("s`: it is not a socket"), "{said}");
+        }
+        assert_eq!(std::fs::read(socket.path()).unwrap(), b"kept");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_stopped_shim_that_takes_nobody_any_more_is_alive_and_holds_up_nobody() {
+        let dir = std::env::temp_dir().join(format!("shim-full-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&dir).unwrap();
+        let socket = Socket::at(dir.join("s")).unwrap();
+        let Claim::Bound(_listener) = socket.claim().unwrap() else { panic!("somebody listens") };
+        let mut waiting = Vec::new();
+        while let Ok(stream) = socket.connect(AT_ONCE) {
+            waiting.push(stream);
+        }
+        assert!(socket.remove_if_dead().unwrap());
+        assert!(socket.give_up("c1", LOOK_LIMIT).unwrap());
+        drop(waiting);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

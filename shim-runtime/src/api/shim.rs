@@ -37,9 +37,13 @@ pub trait Shim: Sized + Send + Sync + 'static {
         Err(Error::failed_precondition(message))
     }
 
-    /// The `delete` action, in a process of its own after the shim's death: gives up what is left of the
-    /// container. Returns its exit where the runtime cannot know it. Not called for a container whose Delete
+    /// The `delete` action, in a process of its own: gives up what is left of a container whose shim has died, or
+    /// does not answer. Returns its exit where the runtime cannot know it. Not called for a container whose Delete
     /// was carried out, for nothing is left of that.
+    ///
+    /// It is called after a [`create`](Self::create) that failed, too, and then must leave alone what that did not
+    /// make: an id may be taken by somebody else's container. containerd gives the whole action 5 s, of which this
+    /// has some 4; commands that it runs are killed then.
     fn cleanup(cx: &Context) -> Result<Option<Exit>> {
         let _ = cx;
         Ok(None)
@@ -85,7 +89,7 @@ pub trait RawShim: Sized + Send + Sync + 'static {
     fn new(cx: &Context) -> Result<Self>;
 
     /// See [`Shim::cleanup`]; called after every container, for the runtime cannot know what a Delete of yours
-    /// has done.
+    /// has done. While the shim lives, its [`Task::delete`] is called first.
     fn cleanup(cx: &Context) -> Result<Option<Exit>> {
         let _ = cx;
         Ok(None)

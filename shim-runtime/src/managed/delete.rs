@@ -8,11 +8,10 @@ use super::processes::{Processes, wait_response};
 use super::state::{Move, Phase};
 use super::table::Entry;
 use super::{Managed, author};
-use crate::api::{Container, DeleteResponse, Shim};
+use crate::api::{Container, DeleteResponse, Shim, Target};
 use crate::crash;
 use crate::error::{Error, Result, WithContext};
 use crate::mount;
-use crate::reaper::lock;
 use crate::types::Exit;
 
 /// How long what is deleted before it was started has to die of its SIGKILL: longer than it takes to give up what can
@@ -59,14 +58,19 @@ impl<S: Shim> Managed<S> {
         if let Some(streams) = &streams {
             streams.finish();
         }
-        let container = entry.container()?;
-        author(|| container.delete(&target))?;
-        crash::here("delete.given-up");
-        mount::unmount_all(&entry.bundle.rootfs())?;
+        take_away(entry, &target).or_else(|error| {
+            // What is left of an abandoned one the `delete` action takes away. Nobody would try again here.
+            if !entry.processes().abandoned {
+                return Err(error);
+            }
+            log::warn!("cannot take away all of container `{}`: {error}", entry.id);
+            Ok(())
+        })?;
         if let Some(streams) = streams {
             streams.drain();
         }
-        record_given_up(entry);
+        // Without that `delete` finds nothing to do.
+        entry.note(|record| record.given_up = true);
         let (answer, told) = {
             let processes = entry.processes();
             let exit = processes.init.exit.unwrap_or(Exit::now(0));
@@ -130,13 +134,12 @@ impl<S: Shim> Managed<S> {
     }
 }
 
-/// Writes into the bundle that there is nothing left to do for `delete`. Without that it finds nothing to do.
-fn record_given_up<C>(entry: &Entry<C>) {
-    let mut record = lock(&entry.record);
-    record.given_up = true;
-    if let Err(error) = entry.bundle.write_record(&record) {
-        log::warn!("{error}");
-    }
+/// Takes away what the container has outside of the shim.
+fn take_away<C: Container>(entry: &Entry<C>, target: &Target<'_>) -> Result<()> {
+    let container = entry.container()?;
+    author(|| container.delete(target))?;
+    crash::here("delete.given-up");
+    mount::unmount_all(&entry.bundle.rootfs())
 }
 
 fn delete_response(pid: u32, exit: Exit) -> DeleteResponse {

@@ -10,7 +10,6 @@ use super::{Managed, author, memory};
 use crate::api::{Container, Running, Shim, Target};
 use crate::crash;
 use crate::error::{Code, Result};
-use crate::reaper::lock;
 use crate::server::Place;
 use crate::types::{Exit, Signal};
 
@@ -33,11 +32,7 @@ impl<S: Shim> Managed<S> {
         if exec.is_none() {
             memory::stop_watching(entry);
             // Before any event can tell of it, so that `delete` tells the same after a crash.
-            let mut record = lock(&entry.record);
-            record.exit = Some(exit.into());
-            if let Err(error) = entry.bundle.write_record(&record) {
-                log::warn!("{error}");
-            }
+            entry.note(|record| record.exit = Some(exit.into()));
             crash::here("exit.recorded");
         }
         entry.processes().ended(exec, exit);
@@ -47,9 +42,18 @@ impl<S: Shim> Managed<S> {
 
     /// Publishes the exits that nothing holds back, and has that looked after which holds the init's.
     pub(super) fn settle(&self, entry: &Arc<Entry<S::Container>>) {
-        let (told, rest) = entry.processes().settle(&self.0.events);
+        let (told, rest, is_unwanted) = {
+            let mut processes = entry.processes();
+            let was_over = processes.init.exit.is_some();
+            let (told, rest) = processes.settle(&self.0.events);
+            let is_over = processes.init.exit.is_some();
+            (told, rest, processes.abandoned && is_over && !was_over)
+        };
         tell(told);
         entry.notify_settled();
+        if is_unwanted {
+            self.delete_abandoned(entry);
+        }
         if let Some(rest) = rest {
             self.end_later(entry, rest);
         }

@@ -2,6 +2,7 @@
 //! (contract 6). Author code is called from here and nowhere else: its result becomes a phase, an event, an answer.
 //! The lock on a container's processes is taken before and after, never meanwhile.
 
+mod abandon;
 mod calls;
 mod create;
 mod delete;

@@ -181,6 +181,8 @@ pub(super) struct Processes {
     pub(super) shares_pids: bool,
     /// Something of the user's has run: the init, or an exec before it.
     ran: bool,
+    /// Its daemon has given it up: it is deleted once it has ended, though nobody asks for that.
+    pub(super) abandoned: bool,
     aftermath: Aftermath,
 }
 
@@ -212,6 +214,7 @@ impl Processes {
             execs: HashMap::new(),
             shares_pids: true,
             ran: false,
+            abandoned: false,
             aftermath: Aftermath::ToCome,
         }
     }

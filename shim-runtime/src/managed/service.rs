@@ -16,6 +16,7 @@ use crate::api::{
 use crate::args::check_id;
 use crate::error::{Error, Result, WithContext};
 use crate::server::Reply;
+use crate::socket::GIVE_UP_KEY;
 use crate::types::{Pid, Signal};
 
 impl<S: Shim> Task for Managed<S> {
@@ -39,8 +40,10 @@ impl<S: Shim> Task for Managed<S> {
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
-    fn delete(&self, _: &Call<'_>, req: DeleteRequest) -> Result<DeleteResponse> {
-        if req.exec_id.is_empty() {
+    fn delete(&self, call: &Call<'_>, req: DeleteRequest) -> Result<DeleteResponse> {
+        if call.metadata(GIVE_UP_KEY).is_some() {
+            self.abandon(&req.id)
+        } else if req.exec_id.is_empty() {
             self.delete_container(&req.id)
         } else {
             self.delete_exec(&req.id, &req.exec_id)

@@ -51,6 +51,17 @@ impl<C> Entry<C> {
         self.settled.notify_all();
     }
 
+    /// Changes what the bundle tells after our death. A bundle that its daemon has taken away tells nothing.
+    pub(super) fn note(&self, change: impl FnOnce(&mut Record)) {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        if let Err(error) = self.bundle.write_record(&record)
+            && self.bundle.path().exists()
+        {
+            log::warn!("{error}");
+        }
+    }
+
     /// The author's container, which exists once Create has been answered.
     pub(super) fn container(&self) -> Result<&C> {
         self.container

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use super::options::Options;
 use crate::api::Context;
 use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result, WithContext};
+use crate::files;
 use crate::spawn::{Command, Output};
 use crate::types::{Pid, Signal};
 
@@ -48,6 +50,7 @@ pub(super) struct Cli {
     id: String,
     program: String,
     root: PathBuf,
+    bundle: PathBuf,
     log: PathBuf,
     systemd_cgroup: bool,
 }
@@ -66,6 +69,7 @@ impl Cli {
             id: id.to_owned(),
             program: engine.program(options),
             root: Path::new(root).join(context.namespace()),
+            bundle: bundle.path().to_owned(),
             log: bundle.path().join("log.json"),
             systemd_cgroup: options.systemd_cgroup,
         }
@@ -92,8 +96,6 @@ impl Cli {
     /// Runs a command that leaves a process behind, and returns its pid. What a command leaves that fails
     /// nevertheless is for the caller to undo.
     pub(super) fn run_detached(&self, what: &str, mut command: Command, pid_file: &Path) -> Result<Pid> {
-        // Of an earlier process of the same name.
-        let _ = std::fs::remove_file(pid_file);
         command.arg("--pid-file").arg(pid_file);
         self.run(what, command).and_then(|_| read_pid(pid_file))
     }
@@ -130,6 +132,19 @@ impl Cli {
         sent.context(|| format!("OCI runtime {} failed", if all { "killall" } else { "kill" }))
     }
 
+    /// Gives up what the engine has of this bundle's container, in whatever state. A container of the same id may be
+    /// another's: that of a second daemon which shares the engine's root.
+    pub(super) fn give_up(&self) -> Result<()> {
+        let state = self.run("state", self.command("state")).map(|output| output.stdout).unwrap_or_default();
+        match bundle_in(&state) {
+            Some(bundle) if !is_same(&bundle, &self.bundle) => {
+                log::info!("left container `{}` alone: it belongs to `{}`", self.id, bundle.display());
+                Ok(())
+            }
+            _ => self.delete(true),
+        }
+    }
+
     /// Gives up the container; one that the engine does not know is fine.
     pub(super) fn delete(&self, force: bool) -> Result<()> {
         let mut command = self.command("delete");
@@ -143,6 +158,21 @@ impl Cli {
     }
 }
 
+/// The bundle in the state of a container, as the OCI runtime specification has it.
+fn bundle_in(state: &[u8]) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct State {
+        bundle: PathBuf,
+    }
+    serde_json::from_slice::<State>(state).ok().map(|state| state.bundle)
+}
+
+/// Whether two paths, of which one may have been resolved, lead to the same folder.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    one == other || place(one).is_some_and(|found| place(other) == Some(found))
+}
+
 /// Whether the engine says that there is no such container, or no such process any more. Engines have words
 /// for it, not codes (contract 6.3, Kill).
 fn is_gone(error: &Error) -> bool {
@@ -154,8 +184,8 @@ fn is_gone(error: &Error) -> bool {
 
 /// The pid that an engine has written.
 pub(super) fn read_pid(file: &Path) -> Result<Pid> {
-    let text = std::fs::read_to_string(file).context(|| format!("cannot read `{}`", file.display()))?;
-    let pid = text.trim().parse().ok().and_then(Pid::new);
+    let text = files::read(file, files::SMALL).context(|| format!("cannot read `{}`", file.display()))?;
+    let pid = String::from_utf8_lossy(&text).trim().parse().ok().and_then(Pid::new);
     pid.ok_or_else(|| Error::other(format!("`{}` holds no process id", file.display())))
 }
 
@@ -169,7 +199,7 @@ fn length_in_bounds(log: &Path) -> u64 {
 
 /// The message of the last error in a log, from an offset on.
 fn last_error(log: &Path, from: u64) -> Option<String> {
-    let mut file = File::open(log).ok()?;
+    let mut file = files::open(log).ok()?;
     file.seek(SeekFrom::Start(from)).ok()?;
     let mut text = Vec::new();
     file.take(LOG_LIMIT).read_to_end(&mut text).ok()?;

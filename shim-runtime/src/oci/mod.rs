@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -26,6 +27,7 @@ use crate::bundle::Bundle;
 use crate::caller::while_undoing;
 use crate::cgroup::Group;
 use crate::error::{Code, Error, Result, WithContext};
+use crate::files;
 use crate::spawn::Command;
 use crate::stdio::Stdio;
 use crate::sys;
@@ -68,8 +70,12 @@ pub struct Oci {
 enum Made {
     /// By the engine: its init waits to be started.
     Created(Pid),
-    /// Not yet: it is an image.
-    Checkpointed(Image),
+    /// From an image, once it is started.
+    Restored {
+        image: Image,
+        /// The engine was asked for it: before that whatever has its id is somebody else's.
+        begun: AtomicBool,
+    },
 }
 
 impl Oci {
@@ -86,8 +92,7 @@ impl Oci {
         command.arg("--bundle").arg(bundle.path());
         connect(req.stdio()?, &options, &mut command)?;
         options.flags(&mut command);
-        let created = cli.run_detached("create", command, &pid_file);
-        let pid = created.inspect_err(|error| give_up(&cli, &pid_file, error))?;
+        let pid = make(&cli, "create", command, &pid_file)?;
         Ok(Self { cli, bundle, options, made: Made::Created(pid) })
     }
 
@@ -100,7 +105,8 @@ impl Oci {
         let (cli, options) = Self::prepare(req, engine)?;
         let bundle = req.bundle().clone();
         let image = Image::new(image, req.parent_checkpoint(), &options, &bundle);
-        Ok(Self { cli, bundle, options, made: Made::Checkpointed(image) })
+        let made = Made::Restored { image, begun: AtomicBool::new(false) };
+        Ok(Self { cli, bundle, options, made })
     }
 
     fn prepare(req: &mut Create, engine: Engine) -> Result<(Cli, Options)> {
@@ -110,15 +116,18 @@ impl Oci {
         Ok((Cli::new(engine, &options, req.context(), req.id(), req.bundle()), options))
     }
 
-    /// The `delete` action: has the engine give up what is left of a container whose shim has died.
+    /// The `delete` action: has the engine give up what is left of a container whose shim has died. A container of
+    /// the same id that was made for another bundle is left alone.
     ///
     /// # Errors
     /// The engine's own words; a container that it does not know is no error.
     pub fn cleanup(cx: &Context, engine: Engine) -> Result<Option<Exit>> {
+        // Without that file the engine, which may be missing, was never asked for a container here.
+        if !cx.bundle().path().join(PID_FILE).exists() {
+            return Ok(None);
+        }
         let options = Options::read(cx.bundle());
-        let deleted = Cli::new(engine, &options, cx, cx.id(), cx.bundle()).delete(true);
-        // Without that file the engine, which may be missing, has never made a container here.
-        if cx.bundle().path().join(PID_FILE).exists() { deleted.map(|()| None) } else { Ok(None) }
+        Cli::new(engine, &options, cx, cx.id(), cx.bundle()).give_up().map(|()| None)
     }
 
     /// What `-info` tells: the features that the engine says it has, or those that every engine has.
@@ -129,6 +138,16 @@ impl Oci {
         info::info(engine, options)
     }
 
+    /// The engine, for a command on a container that it knows.
+    fn engine(&self) -> Result<&Cli> {
+        match &self.made {
+            Made::Restored { begun, .. } if !begun.load(Ordering::Relaxed) => {
+                Err(Error::not_found("the container is not restored yet"))
+            }
+            _ => Ok(&self.cli),
+        }
+    }
+
     /// Where the engine writes the pid of an exec.
     fn exec_pid_file(&self, exec: &str) -> PathBuf {
         self.bundle.path().join(format!("{exec}.pid"))
@@ -137,12 +156,12 @@ impl Oci {
 
 impl Container for Oci {
     fn start(&self, io: Stdio) -> Result<Started> {
-        let image = match &self.made {
+        let (image, begun) = match &self.made {
             Made::Created(_) => {
                 self.cli.run("start", self.cli.command("start"))?;
                 return Ok(Started::created());
             }
-            Made::Checkpointed(image) => image,
+            Made::Restored { image, begun } => (image, begun),
         };
         let pid_file = self.bundle.path().join(PID_FILE);
         let mut command = image.restore(&self.cli);
@@ -151,14 +170,16 @@ impl Container for Oci {
             command.arg("--no-pivot");
         }
         command.args(["--no-subreaper", "--bundle"]).arg(self.bundle.path());
-        let restored = self.cli.run_detached("restore", command, &pid_file);
-        restored.inspect_err(|error| give_up(&self.cli, &pid_file, error)).map(Started::adopt)
+        begun.store(true, Ordering::Relaxed);
+        let restored = make(&self.cli, "restore", command, &pid_file);
+        begun.store(pid_file.exists(), Ordering::Relaxed);
+        restored.map(Started::adopt)
     }
 
     fn pid(&self) -> Option<Pid> {
         match self.made {
             Made::Created(pid) => Some(pid),
-            Made::Checkpointed(_) => None,
+            Made::Restored { .. } => None,
         }
     }
 
@@ -169,6 +190,8 @@ impl Container for Oci {
         command.arg("--detach").arg("--process").arg(&spec);
         connect(io, &self.options, &mut command)?;
         write_private(&spec, &process_of(req)?).context(|| format!("cannot write `{}`", spec.display()))?;
+        // Of an earlier process of the same name.
+        let _ = std::fs::remove_file(&pid_file);
         let run = self.cli.run_detached("exec", command, &pid_file);
         let _ = std::fs::remove_file(&spec);
         run.inspect_err(|_| end_left_behind(&pid_file)).map(Started::adopt)
@@ -178,7 +201,7 @@ impl Container for Oci {
         if to.exec().is_some() {
             return to.signal(signal);
         }
-        self.cli.kill(signal, to.all())
+        self.engine()?.kill(signal, to.all())
     }
 
     fn pause(&self) -> Result<()> {
@@ -193,7 +216,7 @@ impl Container for Oci {
         let resources = req.resources.as_ref().map_or(&[][..], |resources| &resources.value);
         let mut command = self.cli.command("update");
         command.arg("--resources=-").stdin(readable(resources)?);
-        self.cli.run("update", command).map(drop)
+        self.engine()?.run("update", command).map(drop)
     }
 
     fn checkpoint(&self, req: &CheckpointTaskRequest) -> Result<()> {
@@ -214,7 +237,7 @@ impl Container for Oci {
                 let _ = std::fs::remove_file(self.exec_pid_file(exec));
                 Ok(())
             }
-            None => self.cli.delete(false),
+            None => self.engine().map_or(Ok(()), |engine| engine.delete(false)),
         }
     }
 }
@@ -271,13 +294,24 @@ fn readable(content: &[u8]) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// Has the engine make the container; returns its init's pid. What was made before a failure is given up again.
+///
+/// The pid file notes whether something in the engine's hands is this bundle's. It stands, empty, before the engine is
+/// asked, and goes when the engine has refused or everything was undone: so `delete` knows what to do at whatever
+/// moment the shim dies.
+fn make(cli: &Cli, what: &str, command: Command, pid_file: &Path) -> Result<Pid> {
+    files::create(pid_file, 0o644).context(|| format!("cannot write `{}`", pid_file.display()))?;
+    cli.run_detached(what, command, pid_file).inspect_err(|error| match undo(cli, pid_file, error) {
+        Ok(()) => drop(std::fs::remove_file(pid_file)),
+        Err(error) => log::warn!("cannot clean up after the failure: {error}"),
+    })
+}
+
 /// After a failure: has the engine give up a container that it has made all the same. One that the engine
 /// refused to make is not ours: its id may be that of another.
-fn give_up(cli: &Cli, pid_file: &Path, error: &Error) {
-    let refused = error.code() == Code::Unknown && !pid_file.exists();
-    if !refused && let Err(error) = while_undoing(UNDO, || cli.delete(true)) {
-        log::warn!("cannot clean up after the failure: {error}");
-    }
+fn undo(cli: &Cli, pid_file: &Path, error: &Error) -> Result<()> {
+    let refused = error.code() == Code::Unknown && read_pid(pid_file).is_err();
+    if refused { Ok(()) } else { while_undoing(UNDO, || cli.give_up()) }
 }
 
 /// After a failure: ends a process that the engine has started all the same.

@@ -3,6 +3,9 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Instant;
 
 use signal_hook::SigId;
 
@@ -64,26 +67,30 @@ pub(super) fn outlive_signals(stops: bool) -> Result<()> {
     sys::outlive_signals(stops).context(|| "cannot let signals pass by")
 }
 
-/// Does `work` on a thread of its own while the main thread supervises; what it returns is returned.
+/// Does `work` on a thread of its own while the main thread supervises; what it returns is returned. Work that goes
+/// on at `end` is left alone, and `DeadlineExceeded` is the error.
 pub(super) fn run_supervised<T: Send + 'static>(
     config: &Config,
+    end: Instant,
     work: impl FnOnce(Option<Supervisor>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (mut events, supervisor) = supervising(config)?;
     let main = events.handle();
+    let (done, result) = mpsc::channel();
     let work = move || {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(supervisor)));
+        let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(supervisor))));
         main.post(EventLoop::stop);
-        result
     };
     let worker = std::thread::Builder::new().name("work".to_owned()).spawn(work);
-    let worker = worker.context(|| "cannot start a thread")?;
+    worker.context(|| "cannot start a thread")?;
+    events.after(end.saturating_duration_since(Instant::now()), EventLoop::stop);
     events.run()?;
-    match worker.join() {
+    match result.try_recv() {
         Ok(Ok(result)) => result,
-        Ok(Err(panic)) | Err(panic) => {
+        Ok(Err(panic)) => {
             Err(Error::internal(format!("the shim panicked: {}", crate::logger::panic_message(&*panic))))
         }
+        Err(_) => Err(Error::deadline_exceeded("the runtime's own clean-up takes too long")),
     }
 }
 

@@ -167,10 +167,9 @@ impl Connection {
             payload: request.payload,
             metadata: request.metadata,
         };
-        let has = |key| incoming.metadata.iter().any(|pair| pair.key == key);
-        if !self.used && !has(LOOK_KEY) {
+        if !self.used && !incoming.has(LOOK_KEY) {
             self.used = true;
-            let by_probe = has(PROBE_KEY);
+            let by_probe = incoming.has(PROBE_KEY);
             self.server.lifetime.used(self.peer.token, by_probe, events);
         }
         service.handle(incoming);

@@ -96,6 +96,11 @@ pub(crate) struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
+    /// Whether its caller has put a mark of ours on it.
+    pub(crate) fn has(&self, mark: &str) -> bool {
+        self.metadata.iter().any(|pair| pair.key == mark)
+    }
+
     fn call<'c>(&'c self, cancelled: Option<&'c Cancellation>) -> Call<'c> {
         Call { context: &self.server.context, deadline: self.deadline, metadata: &self.metadata, cancelled }
     }

@@ -15,6 +15,7 @@ use crate::api::{
     Task, UpdateTaskRequest, WaitRequest,
 };
 use crate::error::{Error, Result};
+use crate::socket::GIVE_UP_KEY;
 
 /// A task behind the wire.
 pub(crate) struct TaskService<T> {
@@ -135,6 +136,8 @@ impl<T: Task> Service for TaskService<T> {
             "Pids" => self.aside(incoming, T::pids),
             "Create" => self.create(incoming),
             "Start" => self.ordered(incoming, T::start),
+            // More is asked for than by a plain one that may be under way.
+            "Delete" if incoming.has(GIVE_UP_KEY) => self.ordered(incoming, T::delete),
             "Delete" => self.delete(incoming),
             "Pause" => self.ordered(incoming, T::pause),
             "Resume" => self.ordered(incoming, T::resume),

@@ -189,7 +189,30 @@ pub(crate) fn a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
     daemon.ctr_ok(&["container", "rm", "c"]);
 }
 
+/// The daemon waits 5 s for a shim when it starts, then has `delete` run.
+pub(crate) fn a_container_that_the_daemon_gave_up_while_its_shim_was_stopped_is_ended(daemon: &mut Daemon) {
+    let pid = daemon.run_detached("c", SLEEP);
+    let init = Process::open(pid).expect("the container runs");
+    let shims = daemon.shims();
+    daemon.stop_shims();
+    daemon.crash();
+    daemon.restart();
+    init.ended("the container that nobody knows any more");
+    assert_eq!(daemon.task("c"), None);
+    for shim in shims {
+        shim.signal(Signal::CONT);
+        shim.ended("the shim that nobody knows any more");
+    }
+    daemon.ctr_ok(&["container", "rm", "c"]);
+}
+
 impl Daemon {
+    pub(crate) fn stop_shims(&self) {
+        for shim in self.shims() {
+            shim.signal(Signal::STOP);
+        }
+    }
+
     pub(crate) fn status(&self, id: &str) -> String {
         self.task(id).expect("the task is listed").status
     }

@@ -72,7 +72,7 @@ pub(crate) struct Setup {
 }
 
 /// Only what `ctr` needs.
-const PLAIN: Setup = Setup {
+pub(crate) const PLAIN: Setup = Setup {
     disabled: &["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"],
     config: |_, _| String::new(),
     namespace: None,

@@ -74,6 +74,38 @@ pub(crate) fn a_container_killed_while_it_is_paused_is_stopped(daemon: &mut Daem
     daemon.kill_and_remove("c");
 }
 
+/// Of a group whose shim stands still, the daemon gives up one container after the other.
+pub(crate) fn of_a_group_the_container_that_was_given_up_is_ended_and_the_other_is_adopted(
+    daemon: &mut Daemon,
+) {
+    for id in ["c1", "c2"] {
+        run_ok(daemon, id, &[], SLEEP);
+    }
+    let open =
+        |id| Process::open(daemon.task(id).expect("the task is listed").pid).expect("the container runs");
+    let inits = ["c1", "c2"].map(|id| (id, open(id)));
+    let shims = daemon.shims();
+    daemon.stop_shims();
+    daemon.crash();
+    // The daemon is not there for anybody before it has loaded both, so the shim goes on meanwhile.
+    let (given_up, _) = thread::scope(|scope| {
+        let gone = scope.spawn(|| {
+            let first = until("the end of one", || inits.iter().find(|(_, init)| init.has_ended()));
+            for shim in &shims {
+                shim.signal(Signal::CONT);
+            }
+            first
+        });
+        daemon.restart();
+        gone.join().expect("nothing panics")
+    });
+    let kept = if *given_up == "c1" { "c2" } else { "c1" };
+    assert_eq!(daemon.task(given_up), None);
+    assert_eq!(daemon.status(kept), "RUNNING");
+    daemon.ctr_ok(&["container", "rm", given_up]);
+    daemon.kill_and_remove(kept);
+}
+
 pub(crate) fn two_removals_at_once_leave_nothing(daemon: &mut Daemon) {
     let gate = Gate::new(daemon.root(), "delete");
     run_ok(daemon, "c", &[&format!("fixture/gate-delete={}", gate.path())], SLEEP);

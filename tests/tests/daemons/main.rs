@@ -26,6 +26,7 @@ mod preconditions;
 mod process;
 mod shim;
 mod streams;
+mod two;
 mod wasm;
 
 use daemon::{Daemon, Release};
@@ -51,6 +52,7 @@ macro_rules! common {
             an_exit_while_containerd_is_away_is_seen_afterwards
             a_killed_shim_takes_its_container_along_and_leaves_nothing
             a_shim_killed_while_containerd_is_away_is_cleaned_up_at_its_return
+            a_container_that_the_daemon_gave_up_while_its_shim_was_stopped_is_ended
         }
 
         mod streams {
@@ -101,6 +103,7 @@ macro_rules! tests {
                 what_a_runtime_does_not_support_is_refused_with_a_sentence
                 a_paused_container_is_listed_as_such_with_its_exec_and_resumed
                 a_container_killed_while_it_is_paused_is_stopped
+                of_a_group_the_container_that_was_given_up_is_ended_and_the_other_is_adopted
                 two_removals_at_once_leave_nothing
                 an_exit_while_containerd_is_stopped_is_told_once_when_it_goes_on
                 a_start_that_hangs_holds_up_nobody
@@ -115,6 +118,7 @@ macro_rules! tests {
                 a_program_that_never_ends_is_killed_or_told_to_end
                 an_exec_is_refused_with_a_sentence
                 a_file_that_is_no_program_is_named
+                a_program_that_the_daemon_gave_up_while_its_shim_was_stopped_is_ended
             }
         }
     };

@@ -55,6 +55,11 @@ impl Process {
         assert!(ready == 1, "waited {} s in vain for the end of {what} ({})", LIMIT.as_secs(), self.pid);
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&at_once)).expect("poll a pidfd") == 1
+    }
+
     pub(crate) fn command(&self) -> String {
         self.file("cmdline").replace('\0', " ").trim_end().to_owned()
     }

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use rustix::process::Signal;
+
 use crate::daemon::Daemon;
 use crate::process::until;
 
@@ -38,6 +40,21 @@ pub(crate) fn a_program_that_never_ends_is_killed_or_told_to_end(daemon: &mut Da
         daemon.until_stopped(id);
         assert_eq!(daemon.remove(id), status);
     }
+}
+
+/// No pid tells of it: its shim ends it, as soon as that goes on.
+pub(crate) fn a_program_that_the_daemon_gave_up_while_its_shim_was_stopped_is_ended(daemon: &mut Daemon) {
+    daemon.run_detached("c", &["/endless.wat"]);
+    let shims = daemon.shims();
+    daemon.stop_shims();
+    daemon.crash();
+    daemon.restart();
+    assert_eq!(daemon.task("c"), None);
+    for shim in shims {
+        shim.signal(Signal::CONT);
+        shim.ended("the shim that nobody knows any more");
+    }
+    daemon.ctr_ok(&["container", "rm", "c"]);
 }
 
 pub(crate) fn an_exec_is_refused_with_a_sentence(daemon: &mut Daemon) {

@@ -4,9 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use protobuf::Message;
-use shim_runtime::testing::{Dialect, FakeContainerd, Launch, Output, Result};
+use shim_runtime::Signal;
+use shim_runtime::testing::{Dialect, FakeContainerd, Launch, Output, Process, Result};
 
-use super::{FIXTURE, bundle, names, shell};
+use super::{FIXTURE, LIMIT, bundle, names, shell};
 
 /// Runs something that must fail with one sentence, and leave bundle and socket directory as they were.
 fn sentence(ctrd: &FakeContainerd, launch: &Launch) -> Result<(Option<i32>, String)> {
@@ -114,6 +115,44 @@ fn start_reads_the_annotations_alone_and_create_names_what_is_broken_in_the_rest
     assert!(refused.contains(&format!("cannot understand `{}`", config.display())), "{refused}");
     shim.end()?;
     ctrd.check()
+}
+
+/// To open one waits until somebody writes.
+#[test]
+fn a_fifo_in_place_of_the_config_is_refused_at_once() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "true")?;
+    let config = bundle.path().join("config.json");
+    std::fs::remove_file(&config)?;
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (_, text) = sentence(&ctrd, &ctrd.launch(FIXTURE, &bundle, "start"))?;
+    assert_eq!(text, format!("cannot read `{}`: it is not a regular file", config.display()));
+    Ok(())
+}
+
+/// A bundle that was tampered with must not have `delete` remove what is no socket.
+#[test]
+fn an_address_that_names_a_file_costs_neither_the_file_nor_the_clean_up() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = shell(&ctrd, "c1", "", "exec sleep 1000")?;
+    let mut shim = ctrd.start(FIXTURE, &bundle)?;
+    shim.run()?;
+    let init = Process::open(shim_runtime::Pid::new(shim.task().state()?.pid).unwrap())?;
+    shim.server()?.signal(Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    let address = std::fs::read(bundle.path().join("address"))?;
+    let file = ctrd.root().join("precious");
+    std::fs::write(&file, "kept")?;
+    std::fs::write(bundle.path().join("address"), format!("unix://{}", file.display()))?;
+    let output = ctrd.launch(FIXTURE, &bundle, "delete").run()?;
+    assert!(output.success(), "{output}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.trim_end(), format!("cannot remove socket `{}`: it is not a socket", file.display()));
+    assert_eq!(std::fs::read(&file)?, b"kept");
+    assert!(init.ended_within(LIMIT));
+    std::fs::write(bundle.path().join("address"), address)?;
+    shim.abandon();
+    ctrd.check_leaks()
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod execs;
 mod exits;
 #[path = "../common/gate.rs"]
 mod gate;
+mod given_up;
 mod hangs;
 mod host;
 mod leaks;

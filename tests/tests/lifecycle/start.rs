@@ -323,31 +323,6 @@ fn delete_takes_a_dead_shim_s_socket_away_that_only_the_daemon_s_file_names() ->
 }
 
 #[test]
-fn delete_spares_a_group_that_lives() -> Result<()> {
-    let marks = tempfile::tempdir()?;
-    let mark = marks.path().join("cleaned");
-    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env("FIXTURE_CLEANUP_MARK", &mark).build()?;
-    let build = |id: &str| bundle(&ctrd, id, "").group("pod").args(["sleep", "1000"]).build();
-    let (first, second) = (build("c1")?, build("c2")?);
-    let mut one = ctrd.start(FIXTURE, &first)?;
-    let mut two = ctrd.start(FIXTURE, &second)?;
-    let (waits, _) = (one.run()?, two.run()?);
-    two.delete_action()?;
-    assert_eq!(two.task().state()?.status, shim_runtime::api::Status::RUNNING.into());
-    assert!(!mark.exists(), "author code would have cleaned up after a running container");
-    one.task().kill(Signal::KILL)?;
-    waits.answer(LIMIT)?;
-    one.remove()?;
-    assert!(!mark.exists(), "the container was given up by its Delete");
-    two.server()?.signal(Signal::KILL)?;
-    assert!(two.server()?.ended_within(LIMIT));
-    two.delete_action()?;
-    assert!(mark.exists(), "the last one's shim is gone");
-    two.abandon();
-    Ok(())
-}
-
-#[test]
 fn a_shim_that_nobody_uses_ends_by_itself() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let bundle = shell(&ctrd, "c1", "", "true")?;
@@ -371,7 +346,7 @@ fn the_server_s_oom_score_is_one_above_the_daemon_s() -> Result<()> {
     let bundle = shell(&ctrd, "c1", "", "exit 0")?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
     let score = |process: &str| -> Result<i32> {
-        let text = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj"))?;
+        let text = shim_runtime::testing::kernel_text(format!("/proc/{process}/oom_score_adj"))?;
         Ok(text.trim().parse().unwrap())
     };
     // This process is the daemon here.
@@ -478,7 +453,7 @@ fn the_server_is_put_into_the_shim_cgroup_of_the_options() -> Result<()> {
     let bundle = bundle(&ctrd, "c1", "").args(["true"]);
     let bundle = bundle.options("containerd.runc.v1.Options", options.write_to_bytes().unwrap()).build()?;
     let mut shim = ctrd.start(FIXTURE, &bundle)?;
-    let member = std::fs::read_to_string(format!("/proc/{}/cgroup", shim.server()?.pid()))?;
+    let member = shim_runtime::testing::kernel_text(format!("/proc/{}/cgroup", shim.server()?.pid()))?;
     shim.run()?.answer(LIMIT)?;
     shim.remove()?;
     std::fs::remove_dir(&cgroup)?;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Plays an OCI runtime: notes how it is called in `calls` beside itself, and starts a sleep where an engine
 # would start a container. A file `fail-VERB` holds the words to fail with, `hang-VERB` has the verb hang, and
-# `die-VERB` be killed.
+# `die-VERB` be killed; with `shim-dies` a container is made, and the shim killed before it can know.
 dir=$(dirname "$0")
 echo "$*" >>"$dir/calls"
 for word; do
@@ -11,7 +11,9 @@ for word; do
     --process) cp "$word" "$dir/process" ;;
     esac
     case $word in
-    create | start | exec | kill | pause | resume | update | delete | checkpoint | restore | ps) verb=${verb:-$word} ;;
+    create | start | exec | state | kill | pause | resume | update | delete | checkpoint | restore | ps)
+        verb=${verb:-$word}
+        ;;
     esac
     before=$word
 done
@@ -28,10 +30,13 @@ fi
 case $verb in
 create | exec | restore)
     sleep 1000 &
+    [ $verb = exec ] || echo $! >"$dir/init"
+    [ ! -e "$dir/shim-dies" ] || kill -s KILL $PPID
     # Without an end of line, which Go's shim does not take.
     printf %s $! >"$pid_file"
-    [ $verb = exec ] || echo $! >"$dir/init"
     ;;
+state) cat "$dir/state" 2>/dev/null ;;
+delete) [ ! -e "$dir/shim-dies" ] || kill -s KILL "$(cat "$dir/init")" ;;
 kill) kill -s "$before" "$(cat "$dir/init")" ;;
 update) cat >"$dir/resources" ;;
 ps) echo "[$(cat "$dir/init")]" ;;

@@ -1,11 +1,12 @@
 //! What an engine's failures become: its words, the codes that containerd acts on, and nothing left behind.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::Message;
 use serde_json::json;
-use shim_runtime::api::{KillRequest, PauseRequest, Status};
+use shim_runtime::api::{Any, CreateTaskRequest, KillRequest, PauseRequest, Status};
 use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Process, Result};
 use shim_runtime::{Code, Pid, Signal};
 
@@ -58,8 +59,129 @@ fn a_container_that_the_engine_refuses_to_make_is_none_of_its_containers() -> Re
     recorder.fail("create", "container with given ID already exists")?;
     let error = shim.task().create(&bundle).unwrap_err();
     assert!(error.to_string().contains("OCI runtime create failed: container with given ID"), "{error}");
-    assert_eq!(recorder.calls(bundle.path()).len(), 1, "another one's container must not be deleted");
     shim.end()?;
+    let calls = recorder.calls(bundle.path());
+    assert_eq!(calls.len(), 1, "another one's container must not be touched, nor by `delete`: {calls:?}");
+    ctrd.check()
+}
+
+/// The note that there may be something of ours stands before there is.
+#[test]
+fn delete_gives_up_what_an_engine_had_made_when_its_shim_died_before_it_could_know() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    std::fs::write(recorder.file("shim-dies"), "")?;
+    assert!(shim.task().create(&bundle).is_err());
+    assert!(shim.server()?.ended_within(LIMIT));
+    let init = recorder.init()?;
+    shim.delete_action()?;
+    assert!(init.ended_within(LIMIT), "{:?}", recorder.calls(bundle.path()));
+    shim.abandon();
+    ctrd.check_leaks()
+}
+
+#[test]
+fn delete_waits_for_no_fifo_in_place_of_a_file() -> Result<()> {
+    for name in ["shim.json", "init.pid", "options.json", "runtime", "address", "bootstrap.json"] {
+        let recorder = Recorder::new()?;
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+        let mut shim = ctrd.start(shim(), &bundle)?;
+        shim.run()?;
+        shim.server()?.signal(Signal::KILL)?;
+        assert!(shim.server()?.ended_within(LIMIT));
+        let (file, kept) = (bundle.path().join(name), bundle.path().join("kept"));
+        let _ = std::fs::rename(&file, &kept);
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU)?;
+        assert_eq!(shim.delete_action()?.exit_status, 137, "{name}");
+        let calls = recorder.read("calls");
+        assert!(calls.lines().any(|call| call.ends_with(" delete --force c1")), "{name}: {calls}");
+        std::fs::remove_file(&file)?;
+        let _ = std::fs::rename(&kept, &file);
+        shim.abandon();
+        ctrd.check_leaks()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn delete_ends_an_engine_that_hangs_in_its_own_time_and_does_the_rest() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    shim.run()?;
+    let init = recorder.init()?;
+    shim.server()?.signal(Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    recorder.hang("delete")?;
+    let output = ctrd.launch(crate::shim(), &bundle, "delete").run()?;
+    assert!(!output.success() && output.code().is_some(), "it was to end by itself: {output}");
+    assert!(output.text().contains("was killed at the call's deadline"), "{output}");
+    ended(&recorder);
+    assert!(init.ended_within(LIMIT));
+    assert!(!shim.socket().exists());
+    recorder.mend("delete");
+    shim.delete_action()?;
+    shim.abandon();
+    ctrd.check_leaks()
+}
+
+/// Of a second daemon that shares the engine's root, whatever has become of our own.
+#[test]
+fn a_container_that_was_made_for_another_bundle_is_never_given_up() -> Result<()> {
+    let (recorder, elsewhere) = (Recorder::new()?, tempfile::tempdir()?);
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let deletions = || {
+        let calls = recorder.calls(bundle.path());
+        calls.into_iter().filter(|call| call.contains(" delete ")).count()
+    };
+    let state = |bundle: &Path| serde_json::json!({ "id": "c1", "bundle": bundle }).to_string();
+    std::fs::write(recorder.file("state"), state(elsewhere.path()))?;
+    recorder.die("create")?;
+    assert!(shim.task().create(&bundle).is_err());
+    assert_eq!(deletions(), 0, "by the shim");
+    // As left by a shim that died while its engine was at work.
+    std::fs::write(bundle.path().join("init.pid"), "")?;
+    shim.server()?.signal(Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    shim.delete_action()?;
+    assert_eq!(deletions(), 0, "by `delete`");
+    // The same folder under another name is no other.
+    let link = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(bundle.path(), &link)?;
+    std::fs::write(recorder.file("state"), state(&link))?;
+    shim.delete_action()?;
+    assert_eq!(deletions(), 1);
+    shim.abandon();
+    ctrd.check_leaks()
+}
+
+/// The engine has not heard of it, and whatever it knows by that id is somebody else's.
+#[test]
+fn an_image_that_was_never_restored_is_killed_updated_and_deleted_without_the_engine() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let task = shim.task();
+    let value = recorder.options().write_to_bytes().unwrap_or_default();
+    task.create_with(&CreateTaskRequest {
+        id: "c1".into(),
+        bundle: bundle.path().to_string_lossy().into_owned(),
+        checkpoint: "/image".into(),
+        options: Some(Any { type_url: "containerd.runc.v1.Options".into(), value, ..Any::default() }).into(),
+        ..CreateTaskRequest::default()
+    })?;
+    assert_eq!(task.kill(Signal::USR1).unwrap_err().code(), Some(Code::NotFound));
+    assert_eq!(task.update(&json!({})).unwrap_err().code(), Some(Code::NotFound));
+    task.delete()?;
+    shim.end()?;
+    assert_eq!(recorder.calls(bundle.path()), Vec::<String>::new());
     ctrd.check()
 }
 
