@@ -633,7 +633,7 @@ pub(crate) fn on_main_thread() -> bool {
 /// `/proc/self/maps`.
 // SAFETY: the name is the C library's, and so are the parameters. Nothing is written, and the error that is
 // returned is one that every caller has to expect.
-#[cfg(all(target_feature = "crt-static", target_env = "gnu"))]
+#[cfg(all(feature = "plain-stack-overflow", target_feature = "crt-static", target_env = "gnu"))]
 #[unsafe(no_mangle)]
 extern "C" fn pthread_getattr_np(_: libc::pthread_t, _: *mut libc::pthread_attr_t) -> libc::c_int {
     libc::ENOSYS
@@ -649,6 +649,18 @@ mod tests {
         record[1..].copy_from_slice(&libc::ENOENT.to_ne_bytes());
         assert_eq!(Step::parse(record), Some((Step::Cwd, libc::ENOENT)));
         assert_eq!(Step::parse([200, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn the_c_library_s_function_is_replaced_on_request_alone() {
+        // SAFETY: an all-zero value to be overwritten.
+        let mut attributes: libc::pthread_attr_t = unsafe { std::mem::zeroed() };
+        // SAFETY: no precondition.
+        let thread = unsafe { libc::pthread_self() };
+        // SAFETY: the calling thread, and a valid buffer; what it allocates is left to the end of the test.
+        let result = unsafe { libc::pthread_getattr_np(thread, &raw mut attributes) };
+        let is_static = cfg!(all(target_feature = "crt-static", target_env = "gnu"));
+        assert_eq!(result == libc::ENOSYS, is_static && cfg!(feature = "plain-stack-overflow"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ const RUNTIME: &str = "io.containerd.hello.v1";
 const BINARY: &str = "containerd-shim-hello-v1";
 const STRUCT: &str = "HelloRuntime";
 /// What the templates depend on.
-const RELEASE: &str = "shim-runtime = \"0.1\"";
+const RELEASE: &str = "shim-runtime = { version = \"0.1\", features = [\"plain-stack-overflow\"] }";
 const TESTED_RELEASE: &str = "shim-runtime = { version = \"0.1\", ";
 
 /// Path and text of each file that all kinds have.
@@ -139,12 +139,9 @@ impl Project {
         let mut text = template.replace(RUNTIME, &self.runtime).replace(BINARY, &self.binary);
         text = text.replace(STRUCT, &self.name);
         let source = self.dependency.as_deref().unwrap_or("version = \"0.1\"");
-        if let Some(feature) = self.feature {
-            text =
-                text.replace(RELEASE, &format!("shim-runtime = {{ {source}, features = [\"{feature}\"] }}"));
-        } else if self.dependency.is_some() {
-            text = text.replace(RELEASE, &format!("shim-runtime = {{ {source} }}"));
-        }
+        let feature = self.feature.map(|feature| format!("\"{feature}\", ")).unwrap_or_default();
+        let features = format!("[{feature}\"plain-stack-overflow\"]");
+        text = text.replace(RELEASE, &format!("shim-runtime = {{ {source}, features = {features} }}"));
         text.replace(TESTED_RELEASE, &format!("shim-runtime = {{ {source}, "))
     }
 

@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
-use shim_runtime::testing::{Dialect, FakeContainerd, Frame, RawConnection, Result, Shim};
+use shim_runtime::testing::{
+    Dialect, FakeContainerd, Frame, Process, RawConnection, Result, Shim, listeners,
+};
 use shim_runtime::{Code, Pid, Signal};
 
 use super::{FIXTURE, LIMIT, MIB, answers, bundle, idle, memory, raw, state_request, through};
@@ -105,6 +107,74 @@ fn without_descriptors_calls_fail_by_name_and_the_end_is_in_order() -> Result<()
     ctrd.check_leaks()
 }
 
+/// What is said of a shortage of descriptors must begin with what could not be had; the call alone is too little.
+fn assert_named(text: &str) {
+    let Some((before, _)) = text.split_once(": Too many open files") else {
+        // Where the shortage is met by another program, such as the shell, that program tells of it.
+        return;
+    };
+    let clause = before.rsplit(": ").next().unwrap();
+    let says_what = clause.starts_with("cannot ") && !clause.starts_with("cannot create container");
+    assert!(says_what, "what could not be had is not named: {text}");
+}
+
+#[test]
+fn a_start_that_lacks_descriptors_names_what_it_needed_one_for() -> Result<()> {
+    let mut refused = 0;
+    for limit in 4..32 {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let limited = through(&ctrd, &format!("ulimit -n {limit}"))?;
+        let bundle = bundle(&ctrd, "c1", "").args(["sleep", "1000"]).build()?;
+        let output = ctrd.launch(&limited, &bundle, "start").run()?;
+        if output.success() {
+            // What it then still has is enough to begin with; nobody uses it.
+            for server in listeners(&super::only_socket(&ctrd).unwrap()) {
+                let server = Process::open(server)?;
+                server.signal(Signal::TERM)?;
+                assert!(server.ended_within(LIMIT));
+            }
+            bundle.remove()?;
+            break;
+        }
+        refused += 1;
+        assert_named(&output.text());
+        assert_eq!(super::only_socket(&ctrd), None, "limit {limit}: {output}");
+        bundle.remove()?;
+    }
+    assert!(refused > 4, "{refused} limits were too low");
+    Ok(())
+}
+
+#[test]
+fn a_create_that_lacks_descriptors_names_what_it_needed_one_for() -> Result<()> {
+    const DESCRIPTORS: usize = 48;
+    let mut refused = 0;
+    for left in 0..12 {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let limited = through(&ctrd, &format!("ulimit -n {DESCRIPTORS}"))?;
+        let bundle = bundle(&ctrd, "c1", "").args(["sleep", "1000"]).capture().build()?;
+        let mut shim = ctrd.start(&limited, &bundle)?;
+        let server = shim.server()?.pid();
+        let mut clients = Vec::new();
+        while super::descriptors(server) < DESCRIPTORS - left {
+            let held = super::descriptors(server);
+            clients.push(shim.raw()?);
+            super::until("the connection", || super::descriptors(server) > held);
+        }
+        if let Err(error) = shim.task().create(&bundle) {
+            refused += 1;
+            assert_named(&error.to_string());
+        }
+        shim.server()?.signal(Signal::KILL)?;
+        assert!(shim.server()?.ended_within(LIMIT));
+        drop(clients);
+        shim.delete_action()?;
+        shim.abandon();
+    }
+    assert!(refused > 4, "{refused} numbers of descriptors were too few");
+    Ok(())
+}
+
 #[test]
 fn an_idle_shim_uses_no_time() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
@@ -179,7 +249,7 @@ fn what_the_shim_itself_needs_a_thread_for_is_done_once_there_is_one() -> Result
     let bundle = shim.bundle().clone();
     let refused = || bundle.log().matches("cannot start a worker").count();
     let before = refused();
-    shim_runtime::testing::Process::open(pid)?.signal(Signal::KILL)?;
+    Process::open(pid)?.signal(Signal::KILL)?;
     super::until("the shortage", || refused() > before + 1);
     assert!(!ctrd.events().all().iter().any(|event| event.matches("exit c1")));
     limit_memory(shim.server()?.pid(), None);
