@@ -83,7 +83,11 @@ impl Task for Raw {
             ..TaskCreate::default()
         });
         let (cx, ended) = (Context::clone(call), init.clone());
-        init.gate.child().on_exit(move |exit| ended.exited(&cx, exit));
+        // containerd's clients hang up when they know of an exit, so it is told after the output was read.
+        init.gate.child().on_exit(move |exit| {
+            let told = ended.clone();
+            ended.streams.on_delivered(move || told.exited(&cx, exit));
+        });
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 

@@ -35,9 +35,18 @@ impl<S: Shim> Managed<S> {
             entry.note(|record| record.exit = Some(exit.into()));
             crash::here("exit.recorded");
         }
-        entry.processes().ended(exec, exit);
+        let streams = entry.processes().ended(exec, exit);
+        // Its output comes first: whoever waits for it hangs up when the exit is told (contract 5.3).
+        if let Some(streams) = streams {
+            let (managed, entry, exec) = (self.clone(), entry.clone(), exec.map(str::to_owned));
+            streams.on_delivered(move || managed.delivered(&entry, exec.as_deref()));
+        }
         self.settle(entry);
-        crash::here("exit.queued");
+    }
+
+    fn delivered(&self, entry: &Arc<Entry<S::Container>>, exec: Option<&str>) {
+        entry.processes().delivered(exec);
+        self.settle(entry);
     }
 
     /// Publishes the exits that nothing holds back, and has that looked after which holds the init's.
@@ -49,6 +58,9 @@ impl<S: Shim> Managed<S> {
             let is_over = processes.init.exit.is_some();
             (told, rest, processes.abandoned && is_over && !was_over)
         };
+        if !told.is_empty() {
+            crash::here("exit.queued");
+        }
         tell(told);
         entry.notify_settled();
         if is_unwanted {

@@ -1,5 +1,5 @@
-//! The processes of one container, and the order of their exits (contract 6.4, 6.5): an exit is held until
-//! its start was published, and the init's until those of all execs were.
+//! The processes of one container, and the order of their exits (contract 5.3, 6.4, 6.5): an exit is held until
+//! its start was published and its output was read, and the init's until those of all execs were.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub(super) struct Process {
     size: Option<(u16, u16)>,
     /// It has ended, which nobody was told yet.
     ended: Option<Exit>,
+    /// It has ended, and what it had written was not read yet.
+    undelivered: bool,
     /// It has ended, which was published.
     pub(super) exit: Option<Exit>,
     /// Signals that came while it was started, and whether they were for all processes.
@@ -57,6 +59,7 @@ impl Process {
             input_closed: false,
             size: None,
             ended: None,
+            undelivered: false,
             exit: None,
             early_signals: Vec::new(),
             waiters: Arc::default(),
@@ -257,13 +260,22 @@ impl Processes {
         Ok(process)
     }
 
-    /// A process has ended, once.
-    pub(super) fn ended(&mut self, exec: Option<&str>, exit: Exit) {
-        if let Ok(process) = self.get(exec.unwrap_or_default())
-            && !process.is_over()
-        {
-            process.ended = Some(exit);
-            process.hang_up();
+    /// A process has ended, once. Returns the streams whose output is to be [`delivered`](Self::delivered) before
+    /// that is told; a process that was never started has written nothing.
+    pub(super) fn ended(&mut self, exec: Option<&str>, exit: Exit) -> Option<Arc<Streams>> {
+        let process = self.get(exec.unwrap_or_default()).ok().filter(|process| !process.is_over())?;
+        process.ended = Some(exit);
+        process.hang_up();
+        let ran = !matches!(process.phase, Phase::Created | Phase::Deleting);
+        let streams = process.streams.clone().filter(|_| ran);
+        process.undelivered = streams.is_some();
+        streams
+    }
+
+    /// What a process had written when it ended was read, or need not be waited for any more.
+    pub(super) fn delivered(&mut self, exec: Option<&str>) {
+        if let Ok(process) = self.get(exec.unwrap_or_default()) {
+            process.undelivered = false;
         }
     }
 
@@ -272,7 +284,8 @@ impl Processes {
     pub(super) fn settle(&mut self, events: &Events) -> (Told, Option<Rest>) {
         let mut told = Told::new();
         for (exec, process) in &mut self.execs {
-            if let Some(exit) = process.ended.filter(|_| process.phase != Phase::Starting) {
+            let held = process.undelivered || process.phase == Phase::Starting;
+            if let Some(exit) = process.ended.filter(|_| !held) {
                 process.ended = None;
                 events.exited(&self.id, Some(exec), process.pid, exit);
                 told.push(process.publish_exit(exit));
@@ -288,8 +301,9 @@ impl Processes {
             }
             self.aftermath = Aftermath::Done;
         }
-        let held =
-            self.aftermath == Aftermath::Running || self.execs.values().any(|exec| exec.phase.is_live());
+        let held = self.init.undelivered
+            || self.aftermath == Aftermath::Running
+            || self.execs.values().any(|exec| exec.phase.is_live());
         if !held {
             self.init.ended = None;
             events.exited(&self.id, None, self.init.pid, exit);

@@ -12,6 +12,7 @@ use nix::poll::PollFlags;
 use nix::unistd::{isatty, read};
 
 use super::fifo;
+use super::gauge::Gauge;
 use super::pace::{BUSY, REST, TERMINAL};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Handle, Ready, Source, Timer, Token};
@@ -148,13 +149,26 @@ pub(super) struct Control {
     process_ended: AtomicBool,
     finishing: AtomicBool,
     aborted: AtomicBool,
+    /// The copier is to look whether somebody reads what it delivers.
+    asked_for_reader: AtomicBool,
+    /// It has found nobody.
+    without_reader: AtomicBool,
+    /// How much is on its way, of an output.
+    pub(super) gauge: Gauge,
 }
 
 impl Control {
     pub(super) fn new(main: &Handle) -> Arc<Self> {
-        let no = || AtomicBool::new(false);
-        let (process_ended, finishing, aborted) = (no(), no(), no());
-        Arc::new(Self { main: main.clone(), token: Mutex::new(None), process_ended, finishing, aborted })
+        Arc::new(Self {
+            main: main.clone(),
+            token: Mutex::default(),
+            process_ended: AtomicBool::default(),
+            finishing: AtomicBool::default(),
+            aborted: AtomicBool::default(),
+            asked_for_reader: AtomicBool::default(),
+            without_reader: AtomicBool::default(),
+            gauge: Gauge::default(),
+        })
     }
 
     /// Gives the copier its place on the loop, and its first turn.
@@ -202,6 +216,27 @@ impl Control {
 
     pub(super) fn has_process_ended(&self) -> bool {
         self.process_ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody reads what the copier delivers, as far as that can be told.
+    pub(super) fn has_reader(&self, events: &mut EventLoop) -> bool {
+        if let Some(has_reader) = self.gauge.rest_has_reader() {
+            return has_reader;
+        }
+        self.asked_for_reader.store(true, Ordering::Relaxed);
+        let token = *lock(&self.token);
+        if let Some(token) = token {
+            events.poke(token, Ready::empty());
+        }
+        !self.without_reader.swap(false, Ordering::Relaxed)
+    }
+
+    /// Has the copier look for a reader, once for each time it was asked.
+    pub(super) fn look_for_reader(&self, has_reader: impl FnOnce() -> Result<bool>) -> Result<()> {
+        if self.asked_for_reader.swap(false, Ordering::Relaxed) {
+            self.without_reader.store(!has_reader()?, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub(super) fn is_finishing(&self) -> bool {

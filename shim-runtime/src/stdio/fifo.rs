@@ -4,16 +4,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags};
 
 use crate::error::{Result, WithContext};
 use crate::spawn;
-use crate::wait::is_ready;
+use crate::wait::{is_ready, wait_for_any};
 
 /// Something with a path, open.
 pub(super) enum Opened {
@@ -77,6 +78,12 @@ pub(super) fn reopen_to_write(fifo: &OwnedFd) -> Result<OwnedFd> {
     opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
 }
 
+/// Opens the same FIFO again, for both directions.
+pub(super) fn reopen(fifo: &OwnedFd) -> Result<OwnedFd> {
+    let opened = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
+    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
+}
+
 /// A path that leads to the FIFO itself, whatever has become of its name.
 pub(super) fn link_of(fifo: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fifo.as_raw_fd())
@@ -95,12 +102,26 @@ pub(super) fn only_reader(pipe: OwnedFd) -> Result<Option<OwnedFd>> {
     if has_reader(&writer) { Ok(None) } else { reopen_to_read(&writer).map(Some) }
 }
 
+/// The same FIFO again, for reading, if somebody else reads it as well.
+pub(super) fn keep_reading(fifo: OwnedFd) -> Result<Option<OwnedFd>> {
+    let writer = reopen_to_write(&fifo)?;
+    drop(fifo);
+    if has_reader(&writer) { reopen_to_read(&writer).map(Some) } else { Ok(None) }
+}
+
 /// Whether nobody can write any more into a pipe that we read.
 pub(super) fn has_ended(reader: &OwnedFd) -> bool {
     ready_for(reader, PollFlags::empty())
 }
 
-/// What a descriptor is ready for at this moment; errors and hang-ups count as well.
+/// Whether a descriptor is ready for something at this moment; errors and hang-ups count as well.
 pub(super) fn ready_for(fd: &OwnedFd, wanted: PollFlags) -> bool {
     is_ready(fd, wanted)
+}
+
+/// Whether there is something to be read; a hang-up is nothing.
+pub(super) fn has_input(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    let _ = wait_for_any(&mut fds, Some(Instant::now()));
+    fds[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLIN))
 }

@@ -51,6 +51,7 @@ struct Work {
 
 impl FileCopier {
     pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: File, share: Option<Share>) {
+        control.gauge.comes_from(&from);
         let work = Arc::new(Work { from, to, share, halt: Mutex::new(Some(Halt::Starved)) });
         control.begin(Self { work, control: control.clone(), watch: Watch::default() });
     }
@@ -117,11 +118,8 @@ impl Work {
             if left == Some(0) {
                 break;
             }
-            match read(&self.from, &mut buffer) {
-                Ok(count @ 1..) => {
-                    self.deliver(&buffer[..count], control);
-                    left = left.map(|left| left.saturating_sub(count));
-                }
+            match self.step(&mut buffer, control) {
+                Ok(count @ 1..) => left = left.map(|left| left.saturating_sub(count)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if !control.is_finishing() => {
                     if !self.has_more_soon() && !control.is_finishing() {
@@ -132,7 +130,21 @@ impl Work {
                 Ok(0) | Err(_) => break,
             }
         }
+        control.gauge.has_ended();
         Halt::Ended
+    }
+
+    /// Copies what there is, as far as the buffer takes it; returns how much that was.
+    fn step(&self, buffer: &mut [u8], control: &Control) -> nix::Result<usize> {
+        let copy = || {
+            let taken = read(&self.from, buffer);
+            let count = taken.unwrap_or(0);
+            if count > 0 {
+                self.deliver(&buffer[..count], control);
+            }
+            (count, taken)
+        };
+        control.gauge.count(copy).1
     }
 
     /// A file that takes nothing more does not hold up the container: what cannot be written is lost.

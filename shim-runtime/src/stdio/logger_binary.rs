@@ -36,9 +36,20 @@ pub(super) struct Logger {
     child: Child,
     supervisor: Supervisor,
     /// What it has not read yet can be seen here; `None` once it has ended.
-    pipes: Arc<Mutex<Option<[OwnedFd; 2]>>>,
+    pipes: Unread,
     /// Ends the discarding that follows the program's end.
     pub(super) discards: [Arc<Control>; 2],
+}
+
+/// What a logging program has not read yet.
+#[derive(Clone)]
+pub(super) struct Unread(Arc<Mutex<Option<[OwnedFd; 2]>>>);
+
+impl Unread {
+    /// How many bytes that is; none once the program has ended.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.0).iter().flatten().map(sys::unread).sum()
+    }
 }
 
 /// The ends that a process's output is written to.
@@ -60,7 +71,7 @@ impl Logger {
         let (err_read, stderr) = fifo::pipe(End::Neither)?;
         let (ready, tell) = fifo::pipe(End::Neither)?;
         let copy = |pipe: &OwnedFd| pipe.try_clone().context(|| "cannot duplicate a pipe");
-        let pipes = Arc::new(Mutex::new(Some([copy(&out_read)?, copy(&err_read)?])));
+        let pipes = Unread(Arc::new(Mutex::new(Some([copy(&out_read)?, copy(&err_read)?]))));
         let name = program.path.display().to_string();
         let mut command = Command::new(&program.path);
         command.args(program.args).env_clear();
@@ -97,7 +108,7 @@ impl Logger {
         let (pipes, discards) = (self.pipes.clone(), self.discards.clone());
         self.child.exit.on_exit(move |_| {
             drop(hold);
-            for (pipe, control) in lock(&pipes).take().into_iter().flatten().zip(&discards) {
+            for (pipe, control) in lock(&pipes.0).take().into_iter().flatten().zip(&discards) {
                 if let Ok(Some(pipe)) = fifo::only_reader(pipe) {
                     output::start(control, Arc::new(pipe), Sink::Nowhere, None);
                 }
@@ -108,9 +119,9 @@ impl Logger {
     /// The process has ended: gives the program the time to take what is left, then tells it to end. Does not
     /// wait longer than it takes something.
     pub(super) fn finish(&self) {
-        let (mut left, mut since) = (self.unread(), Instant::now());
+        let (mut left, mut since) = (self.unread().count(), Instant::now());
         while self.child.exit.wait_for(GLANCE).is_none() && since.elapsed() < STALL {
-            let now = self.unread();
+            let now = self.unread().count();
             if now < left {
                 since = Instant::now();
             }
@@ -124,12 +135,13 @@ impl Logger {
         self.child.exit.wait_for(STALL);
     }
 
-    fn unread(&self) -> usize {
-        lock(&self.pipes).iter().flatten().map(sys::unread).sum()
+    /// What it has not read yet.
+    pub(super) fn unread(&self) -> &Unread {
+        &self.pipes
     }
 
     fn sees_the_end(&self) -> bool {
-        lock(&self.pipes).iter().flatten().all(fifo::has_ended)
+        lock(&self.pipes.0).iter().flatten().all(fifo::has_ended)
     }
 
     /// Tells it to end, and kills it later if need be.

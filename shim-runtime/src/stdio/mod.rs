@@ -2,8 +2,10 @@
 //! other, and between them copiers on the main loop. Pipes stay pipes, so a container outlives whoever reads it.
 
 mod copier;
+mod delivery;
 mod fifo;
 mod file;
+mod gauge;
 mod input;
 mod logger_binary;
 mod output;
@@ -19,6 +21,7 @@ use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
 use nix::unistd::{Gid, Uid, fchown};
 
 use self::copier::{Control, Drain};
+use self::delivery::Delivery;
 use self::fifo::{End, Opened};
 use self::input::InputCopier;
 use self::logger_binary::Logger;
@@ -26,6 +29,7 @@ use self::output::Sink;
 use self::terminal::{Claim, Terminal};
 use self::uri::{Place, Program};
 use crate::error::{Error, Result, WithContext};
+use crate::event_loop::Handle;
 use crate::server::Lifetime;
 use crate::spawn::{Command, Supervisor};
 
@@ -158,6 +162,7 @@ pub struct Streams {
     drain: Arc<Drain>,
     terminal: Option<Arc<Terminal>>,
     logger: Option<Logger>,
+    main: Handle,
 }
 
 impl Streams {
@@ -169,8 +174,14 @@ impl Streams {
         supervisor: &Supervisor,
         lifetime: &Lifetime,
     ) -> Result<(Self, Stdio)> {
-        let mut streams =
-            Self { input: None, outputs: Vec::new(), drain: Arc::default(), terminal: None, logger: None };
+        let mut streams = Self {
+            input: None,
+            outputs: Vec::new(),
+            drain: Arc::default(),
+            terminal: None,
+            logger: None,
+            main: supervisor.main().clone(),
+        };
         let opening = Opening { streams: &mut streams, names, of, supervisor, lifetime };
         let stdio = if names.terminal { opening.terminal()? } else { opening.pipes()? };
         Ok((streams, stdio))
@@ -213,6 +224,30 @@ impl Streams {
     pub(crate) fn finish(&self) {
         self.process_ended();
         self.outputs.iter().for_each(Control::finish);
+    }
+
+    /// Calls `told` once what the process has written so far was read. Call it when the process has ended, and tell
+    /// the end in `told`: containerd's clients close their ends as soon as they know of it, whatever they have not
+    /// read yet.
+    ///
+    /// `told` is called at once if nothing is unread. Else it is called on the main thread, at the latest after a
+    /// second, and earlier when nobody reads or when the reader takes nothing for 100 ms. What other processes, left
+    /// behind with the streams, write meanwhile is not waited for.
+    pub fn on_delivered(&self, told: impl FnOnce() + Send + 'static) {
+        let outputs = self.outputs.clone();
+        let logger = self.logger.as_ref().map(Logger::unread).filter(|unread| unread.count() > 0).cloned();
+        let is_delivered = logger.is_none() && outputs.iter().all(|output| output.gauge.is_empty());
+        let tell = move || {
+            for output in outputs {
+                output.gauge.release();
+            }
+            told();
+        };
+        if is_delivered {
+            return tell();
+        }
+        let delivery = Delivery::new(&self.outputs, logger, tell);
+        self.main.post(move |events| delivery.look(events));
     }
 
     /// Waits until all output of an ended process that can still be delivered is, and ends the copying.

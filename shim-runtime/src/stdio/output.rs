@@ -40,9 +40,14 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         Sink::Pipe(pipe, companion) => (Some(pipe), false, companion),
         Sink::Nowhere => (None, false, None),
     };
+    let to = to.map(Arc::new);
+    control.gauge.comes_from(&from);
+    if let Some(fifo) = to.as_ref().filter(|_| is_fifo) {
+        control.gauge.goes_to(fifo);
+    }
     control.begin(OutputCopier {
         from: Some(from),
-        to: to.map(Arc::new),
+        to,
         is_fifo,
         _companion: companion,
         control: control.clone(),
@@ -83,6 +88,8 @@ struct OutputCopier {
 impl OutputCopier {
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
         let draining = self.control.is_finishing();
+        let control = self.control.clone();
+        control.look_for_reader(|| self.has_reader(events))?;
         if let Some(from) = self.from.clone() {
             let (moved, halt) = self.copy(&from, draining);
             match (halt, &self.to) {
@@ -107,6 +114,7 @@ impl OutputCopier {
                 _ => {
                     self.watch.stop(events);
                     self.from = None;
+                    self.control.gauge.has_ended();
                 }
             }
         }
@@ -119,7 +127,8 @@ impl OutputCopier {
         if draining && self.left.is_none() {
             self.left = Some(held(from));
         }
-        let (moved, halt) = self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
+        let step = || self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
+        let (moved, halt) = self.control.gauge.count(step);
         if let Some(share) = self.share.as_ref().filter(|_| draining) {
             share.moved(moved);
         }
@@ -155,7 +164,11 @@ impl OutputCopier {
     fn end(&mut self, token: Token, draining: bool, events: &mut EventLoop) -> Result<Next> {
         match self.write_only(events)? {
             Some(to) if !fifo::has_reader(&to) => self.wait_for_reader(&to, token, draining, events),
-            _ => Ok(Next::Close),
+            Some(to) => {
+                self.control.gauge.is_closed(&to);
+                Ok(Next::Close)
+            }
+            None => Ok(Next::Close),
         }
     }
 
@@ -190,9 +203,24 @@ impl OutputCopier {
         }
         let writer = Arc::new(fifo::reopen_to_write(to)?);
         self.watch.stop(events);
+        self.control.gauge.goes_to(&writer);
         self.to = Some(writer.clone());
         self.writes_only = true;
         Ok(Some(writer))
+    }
+
+    /// Whether somebody reads the FIFO, which shows only while we have nothing but a writer of it.
+    fn has_reader(&mut self, events: &mut EventLoop) -> Result<bool> {
+        let only_wrote = self.writes_only;
+        let Some(writer) = self.write_only(events)? else { return Ok(true) };
+        let has_reader = fifo::has_reader(&writer);
+        if !only_wrote {
+            let fifo = Arc::new(fifo::reopen(&writer)?);
+            self.control.gauge.goes_to(&fifo);
+            self.to = Some(fifo);
+            self.writes_only = false;
+        }
+        Ok(has_reader)
     }
 }
 

@@ -136,9 +136,10 @@ impl Terminal {
     /// Gives up the own terminal for one that will be sent to the returned socket.
     fn console_socket(self: &Arc<Self>) -> Result<PathBuf> {
         let mut state = lock(&self.state);
-        if state.ends.is_none() || state.folder.is_some() {
+        let Some(ends) = state.ends.as_ref().filter(|_| state.folder.is_none()) else {
             return Err(Error::failed_precondition("the terminal is in use already"));
-        }
+        };
+        ends.output.0.gauge.await_terminal();
         let folder = make_folder().context(|| "cannot make a folder for the console socket")?;
         let path = folder.join("console.sock");
         state.folder = Some(folder);

@@ -15,7 +15,8 @@ pub(crate) const NAME: &str = "test.invalid/busybox:latest";
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// The commands that the tests use, all of them links to busybox.
-const APPLETS: [&str; 10] = ["cat", "echo", "head", "sh", "seq", "sleep", "stty", "touch", "true", "wc"];
+const APPLETS: [&str; 11] =
+    ["cat", "dd", "echo", "head", "sh", "seq", "sleep", "stty", "touch", "true", "wc"];
 
 /// Programs of the example, at the image's root.
 const PROGRAMS: [&str; 3] = ["cat.wat", "endless.wat", "hello.wat"];

@@ -22,6 +22,7 @@ mod leaks;
 mod lifecycle;
 mod matrix;
 mod oci;
+mod output;
 mod preconditions;
 mod process;
 mod shim;
@@ -108,6 +109,14 @@ macro_rules! tests {
                 an_exit_while_containerd_is_stopped_is_told_once_when_it_goes_on
                 a_start_that_hangs_holds_up_nobody
                 what_a_container_leaves_in_a_shared_pid_namespace_is_killed
+            }
+        }
+
+        mod output {
+            tests! { $release, crate::Example::Runc, crate::output,
+                of_a_hundred_runs_all_output_arrives
+                of_a_hundred_runs_some_at_a_time_all_output_arrives
+                of_a_hundred_execs_all_output_arrives
             }
         }
 

@@ -156,3 +156,21 @@ fn a_program_that_leaves_its_work_to_another_keeps_all_output() -> Result<()> {
     until_text(&host.ctrd.root().join("out"), &numbers(100_000, "\n"));
     host.end()
 }
+
+#[test]
+fn a_program_has_read_everything_when_the_exit_is_told() -> Result<()> {
+    let host = Host::new()?;
+    let read = "while [ -n \"$(head -c 2000 <&3 | tee -a $LOGS/out)\" ]; do sleep 0.002; done";
+    let uri = format!("binary://{}", program(&host, &format!("printf x >&5; {read}")));
+    for terminal in [false, true] {
+        let exec = host.run("e1", "stty -opost 2>/dev/null; seq 10000", &Stdio::log(&uri, terminal))?;
+        let log = host.ctrd.root().join("out");
+        // It may be about to write what it has read last.
+        let written = fs::metadata(&log).unwrap().len();
+        assert!(written >= numbers(10_000, "\n").len() as u64 - 2000, "{written} bytes were logged");
+        exec.delete()?;
+        assert_eq!(fs::read_to_string(&log).unwrap(), numbers(10_000, "\n"));
+        fs::remove_file(log).unwrap();
+    }
+    host.end()
+}

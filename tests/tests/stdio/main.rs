@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod close_io;
+mod ends;
 mod files;
 mod loggers;
 mod losses;
