@@ -14,6 +14,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::error::{Result, WithContext};
+use crate::opens::Opens;
 use crate::reaper::lock;
 
 /// What a [`Source`] is waited for; the kernel adds `EPOLLERR` and `EPOLLHUP` unasked.
@@ -84,6 +85,8 @@ pub(crate) struct EventLoop {
     alarmed: Option<Instant>,
     handle: Handle,
     stopped: bool,
+    /// Files of which sources want to know when somebody opens them.
+    pub(crate) opens: Opens,
 }
 
 impl EventLoop {
@@ -110,6 +113,7 @@ impl EventLoop {
             alarmed: None,
             handle: Handle(Arc::new(Shared { posted, wake })),
             stopped: false,
+            opens: Opens::default(),
         })
     }
 

@@ -90,6 +90,7 @@ mod mutation;
 mod nulls;
 #[cfg(feature = "oci")]
 mod oci;
+mod opens;
 mod process;
 mod publisher;
 mod reaper;

@@ -232,11 +232,10 @@ impl Control {
     }
 
     /// Has the copier look for a reader, once for each time it was asked.
-    pub(super) fn look_for_reader(&self, has_reader: impl FnOnce() -> Result<bool>) -> Result<()> {
+    pub(super) fn look_for_reader(&self, has_reader: impl FnOnce() -> bool) {
         if self.asked_for_reader.swap(false, Ordering::Relaxed) {
-            self.without_reader.store(!has_reader()?, Ordering::Relaxed);
+            self.without_reader.store(!has_reader(), Ordering::Relaxed);
         }
-        Ok(())
     }
 
     pub(super) fn is_finishing(&self) -> bool {

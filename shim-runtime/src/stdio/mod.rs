@@ -403,14 +403,41 @@ fn sink(place: Place) -> Result<Sink> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::sync::mpsc::{self, TryRecvError};
 
-    use nix::unistd::{getegid, geteuid};
+    use nix::unistd::{getegid, geteuid, write};
 
     use super::*;
+    use crate::event_loop::EventLoop;
 
     fn owner(fd: &OwnedFd) -> (u32, u32) {
         let metadata = std::fs::File::from(fd.try_clone().unwrap()).metadata().unwrap();
         (metadata.uid(), metadata.gid())
+    }
+
+    #[test]
+    fn where_nothing_is_unread_that_is_told_at_once_and_costs_no_turn_of_the_loop() {
+        let events = EventLoop::new().unwrap();
+        let control = Control::new(&events.handle());
+        let (read, process) = fifo::pipe(End::Read).unwrap();
+        let read = Arc::new(read);
+        control.gauge.comes_from(&read);
+        let streams = Streams {
+            input: None,
+            outputs: vec![control],
+            drain: Arc::default(),
+            terminal: None,
+            logger: None,
+            main: events.handle(),
+        };
+        let (tell, told) = mpsc::channel();
+        // The loop does not run here.
+        let again = tell.clone();
+        streams.on_delivered(move || again.send(()).unwrap());
+        assert_eq!(told.try_recv(), Ok(()));
+        write(&process, b"unread").unwrap();
+        streams.on_delivered(move || tell.send(()).unwrap());
+        assert_eq!(told.try_recv(), Err(TryRecvError::Empty));
     }
 
     #[test]

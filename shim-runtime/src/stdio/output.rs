@@ -9,17 +9,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-
 use super::copier::{Control, Halt, Share, Watch, again, discard, held, pump};
 use super::fifo;
 use super::file::FileCopier;
 use super::pace::{Pace, make_room};
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
+use crate::opens::OpenWatch;
 
 /// How long output waits during the drain for a reader that is not there.
 const ABSENCE: Duration = Duration::from_millis(100);
+/// How long the first pause is between two looks for a reader where nothing tells of it. Each is twice as long as
+/// the one before, up to the longest.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Where output goes.
 pub(super) enum Sink {
@@ -55,7 +58,9 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         left: None,
         is_roomy: false,
         writes_only: false,
-        readers: None,
+        opens: None,
+        look: None,
+        pause: FIRST_LOOK,
         absence: None,
         watch: Watch::default(),
         pace: Pace::default(),
@@ -78,7 +83,10 @@ struct OutputCopier {
     is_roomy: bool,
     writes_only: bool,
     /// Tells of readers that come.
-    readers: Option<Arc<OwnedFd>>,
+    opens: Option<OpenWatch>,
+    /// Looks for readers where nothing tells of them, and how long the next one waits.
+    look: Option<Timer>,
+    pause: Duration,
     /// Gives up on a reader that does not come.
     absence: Option<Timer>,
     watch: Watch,
@@ -89,7 +97,7 @@ impl OutputCopier {
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
         let draining = self.control.is_finishing();
         let control = self.control.clone();
-        control.look_for_reader(|| self.has_reader(events))?;
+        control.look_for_reader(|| self.has_reader(events));
         if let Some(from) = self.from.clone() {
             let (moved, halt) = self.copy(&from, draining);
             match (halt, &self.to) {
@@ -155,7 +163,7 @@ impl OutputCopier {
                 self.watch.start(&to, Ready::EPOLLOUT, token, events)?;
                 Ok(Next::Keep)
             }
-            Some(to) => self.wait_for_reader(&to, token, true, events),
+            Some(to) => Ok(self.wait_for_reader(&to, token, true, events)),
             None => Ok(Next::Close),
         }
     }
@@ -163,7 +171,7 @@ impl OutputCopier {
     /// All was written.
     fn end(&mut self, token: Token, draining: bool, events: &mut EventLoop) -> Result<Next> {
         match self.write_only(events)? {
-            Some(to) if !fifo::has_reader(&to) => self.wait_for_reader(&to, token, draining, events),
+            Some(to) if !fifo::has_reader(&to) => Ok(self.wait_for_reader(&to, token, draining, events)),
             Some(to) => {
                 self.control.gauge.is_closed(&to);
                 Ok(Next::Close)
@@ -178,21 +186,33 @@ impl OutputCopier {
         token: Token,
         draining: bool,
         events: &mut EventLoop,
-    ) -> Result<Next> {
-        let is_first = self.readers.is_none();
-        let readers = self.readers.take().map_or_else(|| watch_opens(fifo).map(Arc::new), Ok)?;
-        // One may have come while nobody watched.
-        if is_first && fifo::has_reader(fifo) {
-            again(token, events);
+    ) -> Next {
+        self.watch.stop(events);
+        if self.opens.is_none() {
+            match events.watch_opens(&fifo::link_of(fifo), token) {
+                Ok(opens) => self.opens = Some(opens),
+                Err(_) => self.look_later(token, events),
+            }
+            // One may have come while nobody watched.
+            if fifo::has_reader(fifo) {
+                again(token, events);
+            }
         }
-        let _ = discard(&readers);
-        self.watch.start(&readers, Ready::EPOLLIN, token, events)?;
-        self.readers = Some(readers);
         if draining && self.absence.is_none() {
             let control = self.control.clone();
             self.absence = Some(events.after(ABSENCE, move |_| control.abort()));
         }
-        Ok(Next::Keep)
+        Next::Keep
+    }
+
+    /// Looks for a reader after a while.
+    fn look_later(&mut self, token: Token, events: &mut EventLoop) {
+        let pause = self.pause;
+        self.pause = LONGEST_LOOK.min(pause * 2);
+        let look = events.after(pause, move |events| events.poke(token, Ready::empty()));
+        if let Some(before) = self.look.replace(look) {
+            events.cancel(before);
+        }
     }
 
     /// The FIFO, of which we now hold nothing but a writer; `None` if it is none.
@@ -209,26 +229,21 @@ impl OutputCopier {
         Ok(Some(writer))
     }
 
-    /// Whether somebody reads the FIFO, which shows only while we have nothing but a writer of it.
-    fn has_reader(&mut self, events: &mut EventLoop) -> Result<bool> {
+    /// Whether somebody reads the FIFO, which shows only while we have nothing but a writer of it. Where that cannot
+    /// be told, somebody may.
+    fn has_reader(&mut self, events: &mut EventLoop) -> bool {
         let only_wrote = self.writes_only;
-        let Some(writer) = self.write_only(events)? else { return Ok(true) };
+        let Ok(Some(writer)) = self.write_only(events) else { return true };
         let has_reader = fifo::has_reader(&writer);
-        if !only_wrote {
-            let fifo = Arc::new(fifo::reopen(&writer)?);
+        // Where it cannot be opened again it stays as it is.
+        if !only_wrote && let Ok(fifo) = fifo::reopen(&writer) {
+            let fifo = Arc::new(fifo);
             self.control.gauge.goes_to(&fifo);
             self.to = Some(fifo);
             self.writes_only = false;
         }
-        Ok(has_reader)
+        has_reader
     }
-}
-
-/// A descriptor that can be read once somebody opens the FIFO.
-fn watch_opens(fifo: &OwnedFd) -> Result<OwnedFd> {
-    let opens = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    opens.add_watch(fifo::link_of(fifo).as_str(), AddWatchFlags::IN_OPEN)?;
-    Ok(opens.into())
 }
 
 impl Source for OutputCopier {
@@ -244,8 +259,59 @@ impl Source for OutputCopier {
 
     fn close(&mut self, events: &mut EventLoop) {
         self.watch.stop(events);
-        if let Some(timer) = self.absence.take() {
+        if let Some(opens) = self.opens.take() {
+            events.unwatch_opens(&opens);
+        }
+        for timer in [self.absence.take(), self.look.take()].into_iter().flatten() {
             events.cancel(timer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::{mkfifo, write};
+
+    use super::*;
+    use crate::stdio::fifo::{End, Opened};
+
+    /// What a reader gets that comes once the process has ended.
+    fn read_late(mut events: EventLoop) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let Ok(Opened::Fifo(fifo)) = fifo::open(&path, false) else { panic!("no FIFO") };
+        let (from, process) = fifo::pipe(End::Read).unwrap();
+        write(&process, b"late").unwrap();
+        drop(process);
+        start(&Control::new(&events.handle()), Arc::new(from), Sink::Fifo(fifo), None);
+        let (ended, end) = mpsc::channel();
+        // Posted after the copier's first turn, which sees the end.
+        events.handle().post(move |_| ended.send(()).unwrap());
+        let handle = events.handle();
+        let reader = thread::spawn(move || {
+            end.recv().unwrap();
+            let read = std::fs::read(path).unwrap();
+            handle.post(EventLoop::stop);
+            read
+        });
+        events.run().unwrap();
+        reader.join().unwrap()
+    }
+
+    #[test]
+    fn a_late_reader_gets_everything() {
+        assert_eq!(read_late(EventLoop::new().unwrap()), b"late");
+    }
+
+    #[test]
+    fn a_late_reader_gets_everything_where_there_is_no_inotify_to_be_had() {
+        let mut events = EventLoop::new().unwrap();
+        events.opens.is_exhausted = true;
+        assert_eq!(read_late(events), b"late");
     }
 }

@@ -48,6 +48,37 @@ fn a_reader_that_stops_blocks_the_container_and_no_call() -> Result<()> {
 }
 
 #[test]
+fn all_outputs_without_a_reader_share_one_inotify_instance() -> Result<()> {
+    let host = Host::new()?;
+    let server = host.shim.server()?.pid();
+    let instances = || {
+        let descriptors = fs::read_dir(format!("/proc/{server}/fd")).unwrap().flatten();
+        let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        targets.filter(|target| target.to_string_lossy().contains("inotify")).count()
+    };
+    assert_eq!(instances(), 0);
+    let mut execs = Vec::new();
+    for n in 0..20 {
+        let id = format!("e{n}");
+        let stdio = host.ctrd.stdio(&id, Mode::Late, false)?;
+        execs.push((host.run(&id, &format!("echo {id}; echo {id} >&2"), &stdio)?, stdio));
+    }
+    assert_eq!(instances(), 1);
+    // Readers come to every other one.
+    for (n, (_, stdio)) in execs.iter().enumerate().step_by(2) {
+        stdio.attach()?;
+        let line = format!("e{n}\n").into_bytes();
+        assert_eq!(stdio.finish(LIMIT)?, Captured { stdout: line.clone(), stderr: line });
+    }
+    assert_eq!(instances(), 1);
+    for (exec, _) in &execs {
+        exec.delete()?;
+    }
+    until("the instance to be given back", || instances() == 0);
+    host.end()
+}
+
+#[test]
 fn a_new_reader_gets_what_was_written_meanwhile() -> Result<()> {
     let host = Host::new()?;
     let (go, gone) = (host.ctrd.root().join("go"), host.ctrd.root().join("gone"));
