@@ -28,6 +28,10 @@ struct Program {
     context: Context,
     args: Vec<String>,
     request: CreateTaskRequest,
+    /// Copies between the client and the container's ends.
+    streams: Streams,
+    /// The container's ends, until it runs.
+    stdio: Mutex<Stdio>,
     /// The signal that is to stop it; 0 before there is one.
     stop: AtomicI32,
     phase: Mutex<Phase>,
@@ -67,14 +71,25 @@ impl Task for HelloRuntime {
         if programs.contains_key(&id) {
             return Err(Error::already_exists(format!("container `{id}` exists")));
         }
+        let (streams, stdio) = call.open_stdio(&id, &req)?;
+        streams.begin();
         call.publish(&TaskCreate {
             container_id: id.clone(),
             bundle: req.bundle.clone(),
             pid: Pid::own().get(),
             ..TaskCreate::default()
         });
-        let context = Context::clone(call);
-        programs.insert(id, Arc::new(Program::new(context, args, req)));
+        let program = Program {
+            context: Context::clone(call),
+            args,
+            request: req,
+            streams,
+            stdio: Mutex::new(stdio),
+            stop: AtomicI32::new(0),
+            phase: Mutex::new(Phase::Created),
+            waiters: Waiters::default(),
+        };
+        programs.insert(id, Arc::new(program));
         // A thread has no pid of its own.
         Ok(CreateTaskResponse {
             pid: Pid::own().get(),
@@ -97,7 +112,14 @@ impl Task for HelloRuntime {
             pid: Pid::own().get(),
             ..TaskStart::default()
         });
-        thread::spawn(move || program.end(program.run().unwrap_or(1)));
+        thread::spawn(move || {
+            let status = program.run().unwrap_or(1);
+            // containerd's clients hang up when they know of an end, so it is told once the output was read.
+            let ended = program.clone();
+            program
+                .streams
+                .on_delivered(move || drop(ended.end(status)));
+        });
         Ok(StartResponse {
             pid: Pid::own().get(),
             ..StartResponse::default()
@@ -162,6 +184,7 @@ impl Task for HelloRuntime {
         }
         // One that was never started ends here: whoever waits for it is told.
         let (status, at) = program.end(0);
+        program.streams.drain();
         lock(&self.0).remove(&req.id);
         let exited_at = Some(Timestamp::from(at));
         call.publish(&TaskDelete {
@@ -212,23 +235,15 @@ impl HelloRuntime {
 }
 
 impl Program {
-    fn new(context: Context, args: Vec<String>, request: CreateTaskRequest) -> Self {
-        let (stop, phase) = (AtomicI32::new(0), Mutex::new(Phase::Created));
-        Self {
-            context,
-            args,
-            request,
-            stop,
-            phase,
-            waiters: Waiters::default(),
-        }
-    }
-
     /// What a container runs; your engine goes here. This one prints the arguments and returns their number as
     /// the exit status. `forever` runs until it is told to stop.
     fn run(&self) -> io::Result<u32> {
-        let mut output = open(&self.request.stdout)?;
-        let _errors = open(&self.request.stderr)?;
+        // Dropped when this returns, which is the end of the output to the client.
+        let stdio = std::mem::take(&mut *lock(&self.stdio));
+        let mut output: Box<dyn Write> = match stdio.stdout {
+            Some(stdout) => Box::new(File::from(stdout)),
+            None => Box::new(io::sink()),
+        };
         writeln!(output, "{}", self.args.join(" "))?;
         if self.args[0] == "forever" {
             while self.stop.load(Ordering::Relaxed) == 0 {
@@ -261,14 +276,6 @@ impl Program {
         drop(phase);
         self.waiters.answer(&wait_response(status, at));
         (status, at)
-    }
-}
-
-/// Opens a stream, as the client waits for it on every stream that it names.
-fn open(path: &str) -> io::Result<Box<dyn Write>> {
-    match path {
-        "" => Ok(Box::new(io::sink())),
-        path => Ok(Box::new(File::options().write(true).open(path)?)),
     }
 }
 
