@@ -207,7 +207,6 @@ impl Raw {
 impl Init {
     /// It has ended, started or not: tells containerd, then those who wait.
     fn exited(&self, cx: &Context, exit: Exit) {
-        self.streams.process_ended();
         let _started = lock(&self.starting);
         cx.publish(&TaskExit {
             container_id: self.id.clone(),

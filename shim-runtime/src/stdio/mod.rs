@@ -207,9 +207,8 @@ impl Streams {
         self.terminal.as_ref().map_or(Ok(()), |terminal| terminal.resize(columns, rows))
     }
 
-    /// The process has ended: nobody takes input any more, and a terminal ends once nobody else has it open. Call it
-    /// when the exit is known; [`drain`](Self::drain) does so at the latest.
-    pub fn process_ended(&self) {
+    /// The process has ended: nobody takes input any more, and a terminal ends once nobody else has it open.
+    pub(crate) fn process_ended(&self) {
         if let Some(input) = &self.input {
             input.abort();
         }
@@ -226,14 +225,15 @@ impl Streams {
         self.outputs.iter().for_each(Control::finish);
     }
 
-    /// Calls `told` once what the process has written so far was read. Call it when the process has ended, and tell
-    /// the end in `told`: containerd's clients close their ends as soon as they know of it, whatever they have not
-    /// read yet.
+    /// The process has ended: nobody takes input any more, and a terminal ends once nobody else has it open. Calls
+    /// `told` once what the process has written so far was read. Tell the end in there: containerd's clients close
+    /// their ends as soon as they know of it, whatever they have not read yet.
     ///
     /// `told` is called at once if nothing is unread. Else it is called on the main thread, at the latest after a
     /// second, and earlier when nobody reads or when the reader takes nothing for 100 ms. What other processes, left
     /// behind with the streams, write meanwhile is not waited for.
     pub fn on_delivered(&self, told: impl FnOnce() + Send + 'static) {
+        self.process_ended();
         let outputs = self.outputs.clone();
         let logger = self.logger.as_ref().map(Logger::unread).filter(|unread| unread.count() > 0).cloned();
         let is_delivered = logger.is_none() && outputs.iter().all(|output| output.gauge.is_empty());
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_unread_that_is_told_at_once_and_costs_no_turn_of_the_loop() {
+    fn where_nothing_is_unread_that_is_told_at_once_without_a_timer() {
         let events = EventLoop::new().unwrap();
         let control = Control::new(&events.handle());
         let (read, process) = fifo::pipe(End::Read).unwrap();

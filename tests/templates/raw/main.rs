@@ -72,7 +72,6 @@ impl Task for HelloRuntime {
             return Err(Error::already_exists(format!("container `{id}` exists")));
         }
         let (streams, stdio) = call.open_stdio(&id, &req)?;
-        streams.begin();
         call.publish(&TaskCreate {
             container_id: id.clone(),
             bundle: req.bundle.clone(),
