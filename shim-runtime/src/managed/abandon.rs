@@ -19,7 +19,7 @@ impl<S: Shim> Managed<S> {
     /// `FailedPrecondition` while the container is being ended.
     pub(super) fn abandon(&self, id: &str) -> Result<DeleteResponse> {
         // The daemon that would say Shutdown knows this container no more. Others are served until their own end.
-        self.0.lifetime.leave();
+        self.0.lifetime.leave_though_connected();
         let Ok(entry) = self.0.table.find(id) else { return self.delete_container(id) };
         let is_over = {
             let mut processes = entry.processes();

@@ -32,6 +32,8 @@ struct State {
     used: bool,
     /// The server was asked to end.
     asked: bool,
+    /// A daemon has given up what it had here, and may have forgotten its connection as well.
+    forgotten: bool,
     connections: usize,
     /// What the shim holds: tasks, and later sandboxes.
     holds: usize,
@@ -130,6 +132,13 @@ impl Lifetime {
         self.look_soon();
     }
 
+    /// As [`leave`](Self::leave), but whatever connections are left by then are no reason to stay: a daemon that has
+    /// given up a container may keep one for good that it knows nothing of any more.
+    pub(crate) fn leave_though_connected(&self) {
+        lock(&self.0.state).forgotten = true;
+        self.leave();
+    }
+
     fn look_soon(&self) {
         let lifetime = self.clone();
         self.0.main.post(move |events| lifetime.end_if_free(events));
@@ -185,7 +194,7 @@ impl Drop for Hold {
             let mut state = lock(&self.0.0.state);
             state.holds -= 1;
             // With connections left, the last of them to end will ask.
-            state.holds == 0 && state.asked && state.connections == 0
+            state.holds == 0 && state.asked && (state.connections == 0 || state.forgotten)
         };
         if asked {
             self.0.look_soon();

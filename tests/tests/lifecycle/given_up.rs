@@ -75,6 +75,10 @@ fn a_container_is_ended_while_its_shim_lives_and_the_rest_of_its_group_goes_on()
 fn a_container_is_ended_while_its_shim_is_stopped_and_the_shim_ends_once_it_goes_on() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let (bundle, shim, init) = running(&ctrd, sleeping(&ctrd, "c1"))?;
+    // containerd 2 keeps the connection on which it waited in vain.
+    let mut kept = shim.raw()?;
+    let connect = shim_runtime::api::ConnectRequest { id: "c1".into(), ..Default::default() };
+    kept.ask::<_, shim_runtime::api::ConnectResponse>(&shim.task().service(), "Connect", &connect)?;
     shim.server()?.signal(stop())?;
     shim.disconnect();
     for _ in 0..2 {
