@@ -124,6 +124,23 @@ fn both<S: Entry>(test: impl Fn(Harness<S>) -> testing::Result<()>) -> testing::
 }
 
 #[test]
+fn a_create_from_a_checkpoint_without_restore_is_a_failed_precondition() -> testing::Result<()> {
+    both::<Host>(|harness| {
+        let bundle = harness.bundle("c1").build()?;
+        let request = CreateTaskRequest {
+            id: "c1".to_owned(),
+            bundle: bundle.path().display().to_string(),
+            checkpoint: "/nowhere".to_owned(),
+            ..CreateTaskRequest::default()
+        };
+        // Unimplemented would have containerd fall back to an older task service (contract 6.3, Create).
+        let refused = harness.task(&bundle)?.create_with(&request).unwrap_err();
+        assert_eq!(refused.code(), Some(Code::FailedPrecondition));
+        harness.check()
+    })
+}
+
+#[test]
 fn a_process_lives_through_every_call_on_either_way_in() -> testing::Result<()> {
     both::<Host>(|harness| {
         let bundle = harness.bundle("c1").args(["sh", "-c", "cat; exit 3"]).capture().build()?;

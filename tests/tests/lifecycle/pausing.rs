@@ -64,23 +64,6 @@ fn an_exec_in_a_runtime_without_execs_is_unimplemented_in_a_sentence() -> Result
 }
 
 #[test]
-fn a_create_from_a_checkpoint_without_restore_is_a_failed_precondition() -> Result<()> {
-    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
-    let bundle = bundle(&ctrd, "c1", "").build()?;
-    let mut shim = ctrd.start(FIXTURE, &bundle)?;
-    let request = shim_runtime::api::CreateTaskRequest {
-        id: "c1".into(),
-        bundle: bundle.path().display().to_string(),
-        checkpoint: "/nowhere".into(),
-        ..Default::default()
-    };
-    // Unimplemented would have containerd fall back to an older task service (contract 6.3, Create).
-    assert_eq!(code(shim.task().create_with(&request)), Some(Code::FailedPrecondition));
-    shim.end()?;
-    ctrd.check()
-}
-
-#[test]
 fn a_pause_is_seen_from_its_beginning_by_the_container_and_its_execs() -> Result<()> {
     let (host, gate) = pausable("pause")?;
     let task = host.task();
