@@ -149,8 +149,7 @@ impl Task for Raw {
         let pid = init.gate.pid().get();
         let exited_at = Some(exit.timestamp());
         call.publish(&TaskDelete {
-            container_id: req.id.clone(),
-            id: req.id,
+            container_id: req.id,
             pid,
             exit_status: exit.status,
             exited_at: exited_at.clone().into(),

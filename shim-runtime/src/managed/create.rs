@@ -10,7 +10,7 @@ use super::{Managed, author};
 use crate::api::{Container, Create, CreateTaskRequest, Running, Shim, Target};
 use crate::bundle::{InitRecord, Spec};
 use crate::crash;
-use crate::error::{Result, WithContext};
+use crate::error::Result;
 use crate::reaper::{Guard, lock};
 use crate::spawn::Supervisor;
 use crate::types::Pid;
@@ -18,14 +18,11 @@ use crate::types::Pid;
 impl<S: Shim> Managed<S> {
     /// Makes a container; returns its init's pid. On failure nothing is left of it, and no event tells of it.
     pub(super) fn create_container(&self, request: &CreateTaskRequest) -> Result<u32> {
-        let id = &request.id;
         let entry = self.0.table.reserve(request, self.0.lifetime.hold())?;
-        self.fill(&entry, request)
-            .inspect_err(|_| {
-                self.0.table.forget(id);
-                entry.bundle.remove_record();
-            })
-            .context(|| format!("cannot create container `{id}`"))
+        self.fill(&entry, request).inspect_err(|_| {
+            self.0.table.forget(&request.id);
+            entry.bundle.remove_record();
+        })
     }
 
     fn fill(&self, entry: &Arc<Entry<S::Container>>, request: &CreateTaskRequest) -> Result<u32> {

@@ -10,7 +10,7 @@ use super::table::Entry;
 use super::{Managed, author};
 use crate::api::{Container, DeleteResponse, Shim, Target};
 use crate::crash;
-use crate::error::{Error, Result, WithContext};
+use crate::error::{Error, Result};
 use crate::mount;
 use crate::types::Exit;
 
@@ -33,13 +33,11 @@ impl<S: Shim> Managed<S> {
             processes.init.advance(Move::Delete, Phase::Deleting)?;
             before
         };
-        self.give_up(&entry, before)
-            .inspect_err(|_| {
-                let init = &mut entry.processes().init;
-                // Its exit may have been told meanwhile, and stands.
-                init.phase = if init.exit.is_some() { Phase::Stopped } else { before };
-            })
-            .context(|| format!("cannot delete container `{id}`"))
+        self.give_up(&entry, before).inspect_err(|_| {
+            let init = &mut entry.processes().init;
+            // Its exit may have been told meanwhile, and stands.
+            init.phase = if init.exit.is_some() { Phase::Stopped } else { before };
+        })
     }
 
     fn give_up(&self, entry: &Arc<Entry<S::Container>>, before: Phase) -> Result<DeleteResponse> {
@@ -121,7 +119,7 @@ impl<S: Shim> Managed<S> {
         let mut processes = entry.processes();
         if let Err(error) = deleted {
             processes.get(exec)?.phase = before;
-            return Err(error).context(|| format!("cannot delete exec `{exec}` of container `{id}`"));
+            return Err(error);
         }
         let process = processes.get(exec)?;
         let exit = process.exit.unwrap_or(Exit::now(0));

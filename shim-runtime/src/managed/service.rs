@@ -14,7 +14,7 @@ use crate::api::{
     Task, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use crate::args::check_id;
-use crate::error::{Error, Result, WithContext};
+use crate::error::{Error, Result};
 use crate::server::Reply;
 use crate::socket::GIVE_UP_KEY;
 use crate::types::{Pid, Signal};
@@ -123,16 +123,14 @@ impl<S: Shim> Task for Managed<S> {
     fn update(&self, _: &Call<'_>, req: UpdateTaskRequest) -> Result<Empty> {
         let entry = self.0.table.find(&req.id)?;
         entry.processes().init.check(Move::Update)?;
-        author(|| entry.container()?.update(&req))
-            .context(|| format!("cannot update container `{}`", req.id))?;
+        author(|| entry.container()?.update(&req))?;
         Ok(Empty::default())
     }
 
     fn checkpoint(&self, _: &Call<'_>, req: CheckpointTaskRequest) -> Result<Empty> {
         let entry = self.0.table.find(&req.id)?;
         entry.processes().init.check(Move::Checkpoint)?;
-        author(|| entry.container()?.checkpoint(&req))
-            .context(|| format!("cannot checkpoint container `{}`", req.id))?;
+        author(|| entry.container()?.checkpoint(&req))?;
         self.0.events.checkpointed(&req.id, &req.path);
         Ok(Empty::default())
     }
@@ -219,9 +217,7 @@ impl<S: Shim> Managed<S> {
             processes.init.advance(wanted, meanwhile)?;
             before
         };
-        let verb = if wanted == Move::Pause { "pause" } else { "resume" };
-        let result =
-            author(|| call(entry.container()?)).context(|| format!("cannot {verb} container `{id}`"));
+        let result = author(|| call(entry.container()?));
         let mut processes = entry.processes();
         // Its exit may have come meanwhile, and stands.
         if processes.init.phase == meanwhile {

@@ -44,7 +44,7 @@ impl<S: Shim> Managed<S> {
                     init.early_signals.clear();
                 }
                 self.settle(&entry);
-                Err(error.context(format!("cannot start container `{id}`")))
+                Err(error)
             }
         }
     }
@@ -77,7 +77,7 @@ impl<S: Shim> Managed<S> {
                 tell(told);
                 // The init's exit may have been held for it (contract 6.5, 5).
                 self.settle(&entry);
-                Err(error.context(format!("cannot start exec `{exec}` of container `{id}`")))
+                Err(error)
             }
         }
     }

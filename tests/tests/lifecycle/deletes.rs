@@ -127,10 +127,7 @@ fn a_delete_that_fails_can_be_retried() -> Result<()> {
     host.kill_init()?;
     host.waiting.answer(LIMIT)?;
     let failure = host.task().delete().unwrap_err();
-    assert!(
-        failure.to_string().contains("cannot delete container `c1`: delete fails on purpose"),
-        "{failure}"
-    );
+    assert!(failure.to_string().contains("delete fails on purpose"), "{failure}");
     assert!(!host.has_event("delete c1"));
     assert_eq!(host.task().state()?.exit_status, 137, "it is as it was");
     host.ended()
