@@ -19,6 +19,23 @@ pub(crate) fn here(place: &str) {
     }
 }
 
+/// The environment variable that has each runtime command stop, as by `kill -STOP`, in the moment between its fork
+/// and when it is tied to the shim's life.
+#[cfg(feature = "testing")]
+pub const COMMANDS_VARIABLE: &str = "SHIM_STOP_COMMANDS";
+
+/// Whether a command is to stop, because a test asked for it.
+#[cfg(feature = "testing")]
+pub(crate) fn stops_commands() -> bool {
+    std::env::var_os(COMMANDS_VARIABLE).is_some()
+}
+
+/// Whether a test could have asked for a command to stop.
+#[cfg(not(feature = "testing"))]
+pub(crate) fn stops_commands() -> bool {
+    false
+}
+
 /// A place where a test could have the process die or stop.
 #[cfg(not(feature = "testing"))]
 pub(crate) fn here(_: &str) {}

@@ -16,15 +16,19 @@ use nix::sched::CloneFlags;
 use nix::unistd::pipe2;
 
 use crate::caller::{Caller, Cancellation};
+use crate::crash;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::reaper::{ExitSlot, Group, Guard, Reaper};
-use crate::sys::{self, Image, RECORD, Step};
+use crate::sys::{self, Image, RECORD, Step, Tie};
 use crate::types::{Exit, Pid, Signal};
 use crate::wait::wait_for_any;
 
 /// Where programs are looked for when the command's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How much of each output of a command is kept: its end.
+const OUTPUT_LIMIT: usize = 1 << 20;
 
 /// The status of a child that was killed.
 const KILLED: u32 = 128 + libc::SIGKILL as u32;
@@ -242,7 +246,7 @@ impl Command {
             new_namespaces: self.namespaces.bits(),
             terminal: self.terminal,
             no_new_privileges: self.no_new_privileges,
-            dies_with_parent: self.death_signal,
+            tie: self.death_signal.then(|| Tie { stops_first: crash::stops_commands() }),
             descriptors: lifted.collect::<Result<_>>()?,
             status: lift(status_write, floor)?,
             gate: gate_read.map(|gate| lift(gate, floor)).transpose()?,
@@ -401,7 +405,8 @@ pub(crate) struct Child {
     pub(crate) exit: ExitSlot,
 }
 
-/// What a runtime command left behind, as [`Context::run`](crate::Context::run) returns it.
+/// What a runtime command left behind, as [`Context::run`](crate::Context::run) returns it. Of a long output it is
+/// the last 1 MiB; give the command a file if you need all of one that may be longer.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended; a signal counts as 128 plus its number.
@@ -558,7 +563,10 @@ fn collect(mut outputs: [Capture; 2], exit: &ExitSlot, deadline: Option<Instant>
             output.read_available();
         }
         if over || outputs.iter().all(|output| output.file.is_none()) {
-            return Ok(outputs.map(|output| output.bytes));
+            return Ok(outputs.map(|mut output| {
+                output.forget_all_but(OUTPUT_LIMIT);
+                output.bytes
+            }));
         }
     }
 }
@@ -578,12 +586,24 @@ impl Capture {
         let mut chunk = [0; 4096];
         while let Some(file) = &mut self.file {
             match file.read(&mut chunk) {
-                Ok(count) if count > 0 => self.bytes.extend_from_slice(&chunk[..count]),
+                Ok(count) if count > 0 => self.take(&chunk[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 _ => self.file = None,
             }
         }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        // Seldom, for what stays has to be moved.
+        if self.bytes.len() >= 2 * OUTPUT_LIMIT {
+            self.forget_all_but(OUTPUT_LIMIT);
+        }
+    }
+
+    fn forget_all_but(&mut self, limit: usize) {
+        self.bytes.drain(..self.bytes.len().saturating_sub(limit));
     }
 }
 
@@ -603,5 +623,23 @@ impl Gate {
             Error::failed_precondition(format!("`{}` died before it was started", self.status.program))
         })?;
         self.status.read().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_output_the_end_is_kept_and_never_more_than_twice_as_much() {
+        let mut output = Capture { file: None, bytes: Vec::new() };
+        for byte in 0..5 {
+            output.take(&vec![byte; OUTPUT_LIMIT - 1]);
+            assert!(output.bytes.len() < 2 * OUTPUT_LIMIT);
+        }
+        output.take(b"the end");
+        output.forget_all_but(OUTPUT_LIMIT);
+        assert_eq!(output.bytes.len(), OUTPUT_LIMIT);
+        assert!(output.bytes.ends_with(b"the end"));
     }
 }

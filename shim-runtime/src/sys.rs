@@ -94,13 +94,20 @@ pub(crate) struct Image {
     /// The number, in the child, of the terminal that is to control the new session.
     pub(crate) terminal: Option<RawFd>,
     pub(crate) no_new_privileges: bool,
-    pub(crate) dies_with_parent: bool,
+    /// Whether it dies with its parent.
+    pub(crate) tie: Option<Tie>,
     /// Descriptors for the child with their numbers there, ascending. Each source lies above [`Image::floor`].
     pub(crate) descriptors: Vec<(OwnedFd, RawFd)>,
     /// Write end: failures and `Ready` are reported here; exec closes it.
     pub(crate) status: OwnedFd,
     /// Read end: the child waits here for one byte before it executes the program.
     pub(crate) gate: Option<OwnedFd>,
+}
+
+/// How a child is tied to its parent's life.
+pub(crate) struct Tie {
+    /// A test has it stop just before it is.
+    pub(crate) stops_first: bool,
 }
 
 impl Image {
@@ -117,12 +124,13 @@ impl Image {
 pub(crate) fn fork_exec(image: &Image) -> io::Result<Pid> {
     let args = pointers(&image.args);
     let env = pointers(&image.env);
+    let parent = Pid::own().raw();
     let blocked = block_signals();
     // SAFETY: the child calls only functions that are safe after a fork of a process with threads, and
     // allocates nothing; `fork` itself has no precondition.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        become_program(image, &args, &env);
+        become_program(image, &args, &env, parent);
     }
     let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
     restore_signals(&blocked);
@@ -141,11 +149,19 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 
 /// The child's life from fork to exec. MUST NOT allocate, lock or panic: other threads of the parent may
 /// have held any lock at the moment of the fork.
-fn become_program(image: &Image, args: &[*const libc::c_char], env: &[*const libc::c_char]) -> ! {
+fn become_program(
+    image: &Image,
+    args: &[*const libc::c_char],
+    env: &[*const libc::c_char],
+    parent: libc::pid_t,
+) -> ! {
     reset_signals();
     let mut status = image.status.as_raw_fd();
     let failed = match place_descriptors(image, &mut status).and_then(|gate| {
         change_identity(image)?;
+        if let Some(tie) = &image.tie {
+            die_with(parent, tie)?;
+        }
         match gate {
             Some(gate) => wait_at_gate(image, status, gate),
             None => Ok(()),
@@ -250,13 +266,22 @@ fn change_identity(image: &Image) -> Result<(), Failed> {
         let done = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         check(libc::c_long::from(done), Step::Privileges)?;
     }
-    // Last, for a change of ids clears it. It fires when the forking thread ends, which is the main thread.
-    if image.dies_with_parent {
-        // SAFETY: no pointers are passed.
-        let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
-        check(libc::c_long::from(done), Step::DeathSignal)?;
-    }
     Ok(())
+}
+
+/// Ties this process to its parent's life. To be done last, for a change of ids unties it. The signal comes when the
+/// forking thread ends, which is the main thread.
+fn die_with(parent: libc::pid_t, tie: &Tie) -> Result<(), Failed> {
+    if tie.stops_first {
+        // SAFETY: no precondition; the process goes on once it is told to.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    }
+    // SAFETY: no pointers are passed.
+    let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+    check(libc::c_long::from(done), Step::DeathSignal)?;
+    // No signal comes of a parent that has died before.
+    // SAFETY: no precondition.
+    if unsafe { libc::getppid() } == parent { Ok(()) } else { exit_now() }
 }
 
 /// Raw system calls, for libc's wrappers want to tell other threads, of which a forked child has none.

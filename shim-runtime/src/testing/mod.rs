@@ -86,7 +86,7 @@ pub mod timeline;
 mod usage;
 mod watch;
 
-pub use crate::crash::{STOP_VARIABLE as STOP_AT, VARIABLE as CRASH_AT};
+pub use crate::crash::{COMMANDS_VARIABLE as STOP_COMMANDS, STOP_VARIABLE as STOP_AT, VARIABLE as CRASH_AT};
 #[doc(hidden)]
 pub use crate::sys::KERNEL_LACKS;
 pub use bundle::{Bundle, BundleBuilder, GROUP};

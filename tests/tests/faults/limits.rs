@@ -97,7 +97,7 @@ fn without_descriptors_calls_fail_by_name_and_the_end_is_in_order() -> Result<()
     // The shim's own connection was accepted before them, and its descriptors are used up by them.
     super::until("the shortage", || super::descriptors(shim.server().unwrap().pid()) >= 32);
     let refused = shim.task().create(&bundle).unwrap_err();
-    assert!(refused.to_string().contains("cannot create container `c1`"), "{refused}");
+    assert!(refused.to_string().contains("/config.json`: "), "{refused}");
     assert_eq!(shim.task().state().unwrap_err().code(), Some(Code::NotFound));
     shim.server()?.signal(Signal::TERM)?;
     assert!(shim.server()?.ended_within(LIMIT));
