@@ -122,7 +122,7 @@ pub use run::run;
 pub use server::{Registry, Reply, Waiters};
 pub use shim_macros::containerd_shim;
 pub use spawn::{Command, Output};
-pub use stdio::{Stdio, StdioNames, Streams};
+pub use stdio::{Stdio, StdioNames, Streams, Withheld};
 pub use types::{Exit, Pid, Signal};
 
 /// What a shim usually needs, in one import.

@@ -14,8 +14,9 @@ use crate::spawn::Command;
 
 /// `CheckpointOptions.parent_path`, since containerd 2.4.
 const PARENT_PATH: u32 = 10;
-/// Where CRIU works unless the options say so.
+/// Where CRIU works in the bundle unless the options say so: to restore, and to write an image.
 const WORK: &str = "work";
+const CHECKPOINT_WORK: &str = "work/criu-work";
 /// CRIU's own log of a checkpoint, in its work folder.
 const DUMP_LOG: &str = "dump.log";
 /// Where that log is kept after a checkpoint that failed.
@@ -26,7 +27,8 @@ pub(super) fn checkpoint(cli: &Cli, bundle: &Bundle, request: &CheckpointTaskReq
     let options = options(request.options.as_ref())?;
     let image = Some(options.image_path.as_str()).filter(|path| !path.is_empty()).unwrap_or(&request.path);
     let given = Some(options.work_path.as_str()).filter(|path| !path.is_empty());
-    let work = given.map_or_else(|| bundle.path().join(WORK).join("criu-work"), PathBuf::from);
+    // A path that is not absolute begins in the bundle, where the engine runs.
+    let work = bundle.path().join(given.unwrap_or(CHECKPOINT_WORK));
     let mut command = cli.command("checkpoint");
     command.arg("--image-path").arg(image).arg("--work-path").arg(&work);
     flags(&mut command, &options);

@@ -14,12 +14,15 @@ use crate::bundle::Bundle;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::files;
 use crate::spawn::{Command, Output};
+use crate::stdio::Withheld;
 use crate::types::{Pid, Signal};
 
 /// Where runc's shim has had its containers' state since ever.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
 /// How long a log may grow, and how much of one is searched for an error.
 const LOG_LIMIT: u64 = 1 << 20;
+/// How much of what an engine wrote to its standard error a client is told at most.
+const WORDS_LIMIT: usize = 4 << 10;
 /// The statuses of a command that a signal has ended.
 const KILLED: RangeInclusive<u32> = 129..=192;
 
@@ -50,6 +53,8 @@ pub(super) struct Cli {
     id: String,
     program: String,
     root: PathBuf,
+    /// Where every command runs, as under containerd's own shim: programs that stand in for an engine and change
+    /// the container first look for `config.json` there.
     bundle: PathBuf,
     log: PathBuf,
     systemd_cgroup: bool,
@@ -84,38 +89,55 @@ impl Cli {
         }
         // It is the daemon's; the engine would tell systemd of the container in its stead.
         command.arg(verb).env_remove("NOTIFY_SOCKET");
+        // A bundle may be gone by the time its container is given up.
+        command.current_dir(if self.bundle.is_dir() { &self.bundle } else { Path::new("/") });
         command
     }
 
     /// Runs a command on the container; a failure is told in the engine's own words. `Aborted` when it was killed.
-    pub(super) fn run(&self, what: &str, mut command: Command) -> Result<Output> {
+    pub(super) fn run(&self, what: &str, command: Command) -> Result<Output> {
+        self.run_with(what, command, Withheld::default())
+    }
+
+    fn run_with(&self, what: &str, mut command: Command, withheld: Withheld) -> Result<Output> {
         command.arg(&self.id);
-        self.execute(&mut command).context(|| format!("OCI runtime {what} failed"))
+        self.execute(&mut command, withheld).context(|| format!("OCI runtime {what} failed"))
     }
 
-    /// Runs a command that leaves a process behind, and returns its pid. What a command leaves that fails
-    /// nevertheless is for the caller to undo.
-    pub(super) fn run_detached(&self, what: &str, mut command: Command, pid_file: &Path) -> Result<Pid> {
+    /// Runs a command that leaves a process behind, and returns its pid. The command has the streams of that
+    /// process, and what it writes to them if it fails is withheld from the client. What a command leaves that
+    /// fails nevertheless is for the caller to undo.
+    pub(super) fn run_detached(
+        &self,
+        what: &str,
+        mut command: Command,
+        withheld: Withheld,
+        pid_file: &Path,
+    ) -> Result<Pid> {
         command.arg("--pid-file").arg(pid_file);
-        self.run(what, command).and_then(|_| read_pid(pid_file))
+        self.run_with(what, command, withheld).and_then(|_| read_pid(pid_file))
     }
 
-    fn execute(&self, command: &mut Command) -> Result<Output> {
+    fn execute(&self, command: &mut Command, withheld: Withheld) -> Result<Output> {
         let before = length_in_bounds(&self.log);
-        let output = self.context.run(command).map_err(|error| match error.code() {
-            // In quotes, as Go has it: containerd's tests look for that where an engine is missing.
-            Code::Unknown => error.context(format!("exec: {:?}", self.program)),
-            _ => error,
-        })?;
-        if output.exit.status == 0 {
-            return Ok(output);
-        }
-        let said = last_error(&self.log, before).unwrap_or_default();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let words = [said.as_str(), stderr.trim()].into_iter().find(|words| !words.is_empty());
+        let output = match self.context.run(command) {
+            Ok(output) if output.exit.status == 0 => return Ok(output),
+            Ok(output) => output,
+            Err(error) => {
+                withheld.discard();
+                return Err(match error.code() {
+                    // In quotes, as Go has it: containerd's tests look for that where an engine is missing.
+                    Code::Unknown => error.context(format!("exec: {:?}", self.program)),
+                    _ => error,
+                });
+            }
+        };
+        let passed_on = withheld.discard();
         let status = output.exit.status;
-        let message =
-            words.map_or_else(|| format!("`{}` ended with status {status}", self.program), str::to_owned);
+        let message = last_error(&self.log, before)
+            .or_else(|| last_words(&output.stderr))
+            .or_else(|| last_words(&passed_on))
+            .unwrap_or_else(|| format!("`{}` ended with status {status}", self.program));
         Err(Error::new(if KILLED.contains(&status) { Code::Aborted } else { Code::Unknown }, message))
     }
 
@@ -126,7 +148,7 @@ impl Cli {
             command.arg("--all");
         }
         command.arg(&self.id).arg(signal.number().to_string());
-        let sent = self.execute(&mut command).map(drop);
+        let sent = self.execute(&mut command, Withheld::default()).map(drop);
         let sent =
             sent.map_err(|error| if is_gone(&error) { error.with_code(Code::NotFound) } else { error });
         sent.context(|| format!("OCI runtime {} failed", if all { "killall" } else { "kill" }))
@@ -200,21 +222,34 @@ fn length_in_bounds(log: &Path) -> u64 {
 /// The message of the last error in a log, from an offset on.
 fn last_error(log: &Path, from: u64) -> Option<String> {
     let mut file = files::open(log).ok()?;
-    file.seek(SeekFrom::Start(from)).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(LOG_LIMIT)))).ok()?;
     let mut text = Vec::new();
     file.take(LOG_LIMIT).read_to_end(&mut text).ok()?;
     text.rsplit(|byte| *byte == b'\n').find_map(error_in)
 }
 
-/// The message of a line, if it is one of an error.
+/// The message of a line, if it is one of an error. Engines spell the same fields in more than one way.
 fn error_in(line: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Line {
         level: String,
+        #[serde(alias = "message")]
         msg: String,
     }
     let line: Line = serde_json::from_slice(line).ok()?;
-    (line.level == "error").then_some(line.msg)
+    let is_error =
+        ["error", "fatal", "panic"].into_iter().any(|level| line.level.eq_ignore_ascii_case(level));
+    Some(line.msg.trim().to_owned()).filter(|words| is_error && !words.is_empty())
+}
+
+/// The end of what an engine wrote to its standard error, from the beginning of a line on where one begins there.
+fn last_words(stderr: &[u8]) -> Option<String> {
+    let end = &stderr[stderr.len().saturating_sub(WORDS_LIMIT)..];
+    let is_cut = end.len() < stderr.len();
+    let whole_lines = end.iter().position(|byte| *byte == b'\n').filter(|_| is_cut).map(|at| &end[at..]);
+    let words = |text: &[u8]| String::from_utf8_lossy(text).trim().to_owned();
+    whole_lines.into_iter().chain([end]).map(words).find(|words| !words.is_empty())
 }
 
 #[cfg(test)]
@@ -232,6 +267,39 @@ mod tests {
         assert_eq!(last_error(&log, (earlier.len() + now.len()) as u64), None);
         std::fs::remove_file(&log).unwrap();
         assert_eq!(last_error(&log, 0), None);
+    }
+
+    #[test]
+    fn errors_are_told_from_other_lines_in_whatever_way_an_engine_spells_them() {
+        let line = |text: &str| error_in(text.as_bytes());
+        // runc and crun, a program in Go that gives up, and youki.
+        assert_eq!(line(r#"{"level":"error","msg":" no\n","time":"t"}"#).as_deref(), Some("no"));
+        assert_eq!(line(r#"{"msg":"no","level":"fatal"}"#).as_deref(), Some("no"));
+        assert_eq!(line(r#"{"timestamp":"t","level":"ERROR","message":"no"}"#).as_deref(), Some("no"));
+        for other in [r#"{"level":"warning","msg":"w"}"#, r#"{"level":"error","msg":""}"#, "text", ""] {
+            assert_eq!(line(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_error_at_the_end_of_a_log_is_found_however_much_a_command_has_logged_before() {
+        let log = std::env::temp_dir().join(format!("shim-much-log-{}.json", std::process::id()));
+        let mut text = "{\"level\":\"info\",\"msg\":\"i\"}\n".repeat(LOG_LIMIT as usize / 16);
+        text.push_str("{\"level\":\"error\",\"msg\":\"last\"}\n");
+        std::fs::write(&log, text).unwrap();
+        assert_eq!(last_error(&log, 5).as_deref(), Some("last"));
+        std::fs::remove_file(&log).unwrap();
+    }
+
+    #[test]
+    fn the_last_words_of_an_engine_are_whole_lines() {
+        assert_eq!(last_words(b"one\n two \n").as_deref(), Some("one\n two"));
+        assert_eq!(last_words(b" \n"), None);
+        let long = [&b"x".repeat(WORDS_LIMIT)[..], b"\nthe end\n"].concat();
+        assert_eq!(last_words(&long).as_deref(), Some("the end"));
+        // One line that is too long is told as far as there is room.
+        let line = [&b"x".repeat(2 * WORDS_LIMIT)[..], b"\n"].concat();
+        assert_eq!(last_words(&line).map(|words| words.len()), Some(WORDS_LIMIT - 1));
     }
 
     #[test]

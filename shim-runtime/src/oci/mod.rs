@@ -29,7 +29,7 @@ use crate::cgroup::Group;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::files;
 use crate::spawn::Command;
-use crate::stdio::Stdio;
+use crate::stdio::{Stdio, Withheld};
 use crate::sys;
 use crate::types::{Exit, Pid, Signal};
 
@@ -90,9 +90,9 @@ impl Oci {
         let pid_file = bundle.path().join(PID_FILE);
         let mut command = cli.command("create");
         command.arg("--bundle").arg(bundle.path());
-        connect(req.stdio()?, &options, &mut command)?;
+        let withheld = connect(req.stdio()?, &options, &mut command)?;
         options.flags(&mut command);
-        let pid = make(&cli, "create", command, &pid_file)?;
+        let pid = make(&cli, "create", command, withheld, &pid_file)?;
         Ok(Self { cli, bundle, options, made: Made::Created(pid) })
     }
 
@@ -148,9 +148,10 @@ impl Oci {
         }
     }
 
-    /// Where the engine writes the pid of an exec.
-    fn exec_pid_file(&self, exec: &str) -> PathBuf {
-        self.bundle.path().join(format!("{exec}.pid"))
+    /// A file of an exec. An exec may be called as anything else in the bundle is, such as `init`, so that its files
+    /// have a beginning that nothing else there has.
+    fn exec_file(&self, exec: &str, kind: &str) -> PathBuf {
+        self.bundle.path().join(format!("exec-{exec}.{kind}"))
     }
 }
 
@@ -165,13 +166,13 @@ impl Container for Oci {
         };
         let pid_file = self.bundle.path().join(PID_FILE);
         let mut command = image.restore(&self.cli);
-        connect(io, &self.options, &mut command)?;
+        let withheld = connect(io, &self.options, &mut command)?;
         if self.options.no_pivot_root {
             command.arg("--no-pivot");
         }
         command.args(["--no-subreaper", "--bundle"]).arg(self.bundle.path());
         begun.store(true, Ordering::Relaxed);
-        let restored = make(&self.cli, "restore", command, &pid_file);
+        let restored = make(&self.cli, "restore", command, withheld, &pid_file);
         begun.store(pid_file.exists(), Ordering::Relaxed);
         restored.map(Started::adopt)
     }
@@ -184,16 +185,16 @@ impl Container for Oci {
     }
 
     fn exec(&self, req: &Exec, io: Stdio) -> Result<Started> {
-        let spec = self.bundle.path().join(format!(".{}.exec.json", req.id()));
-        let pid_file = self.exec_pid_file(req.id());
+        let pid_file = self.exec_file(req.id(), "pid");
+        let spec = Temporary(self.exec_file(req.id(), "json"));
         let mut command = self.cli.command("exec");
-        command.arg("--detach").arg("--process").arg(&spec);
-        connect(io, &self.options, &mut command)?;
-        write_private(&spec, &process_of(req)?).context(|| format!("cannot write `{}`", spec.display()))?;
+        command.arg("--detach").arg("--process").arg(&spec.0);
+        let withheld = connect(io, &self.options, &mut command)?;
+        write_private(&spec.0, &process_of(req)?)
+            .context(|| format!("cannot write `{}`", spec.0.display()))?;
         // Of an earlier process of the same name.
         let _ = std::fs::remove_file(&pid_file);
-        let run = self.cli.run_detached("exec", command, &pid_file);
-        let _ = std::fs::remove_file(&spec);
+        let run = self.cli.run_detached("exec", command, withheld, &pid_file);
         run.inspect_err(|_| end_left_behind(&pid_file)).map(Started::adopt)
     }
 
@@ -234,7 +235,7 @@ impl Container for Oci {
     fn delete(&self, of: &Target<'_>) -> Result<()> {
         match of.exec() {
             Some(exec) => {
-                let _ = std::fs::remove_file(self.exec_pid_file(exec));
+                let _ = std::fs::remove_file(self.exec_file(exec, "pid"));
                 Ok(())
             }
             None => self.engine().map_or(Ok(()), |engine| engine.delete(false)),
@@ -259,8 +260,10 @@ fn null() -> Result<File> {
 }
 
 /// Connects the container's streams, which the engine passes on, or has it send the terminal that it makes.
-fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<()> {
+fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<Withheld> {
+    let withheld = io.withhold();
     if io.is_terminal() {
+        // The container has the terminal, so that what the engine writes is its own, and collected.
         command.arg("--console-socket").arg(io.console_socket()?);
     } else {
         // Whatever is not connected must not become the pipe that collects the command's own output.
@@ -271,7 +274,18 @@ fn connect(mut io: Stdio, options: &Options, command: &mut Command) -> Result<()
     // 0 is who has them in any case.
     let owner = |id: u32| Some(id).filter(|id| *id != 0);
     io.set_owner(owner(options.io_uid), owner(options.io_gid))?;
-    io.apply(command)
+    io.apply(command)?;
+    Ok(withheld)
+}
+
+/// A file that is there for one command alone. It goes whatever becomes of the command, and of the file itself: one
+/// that was begun on a full disk is left otherwise.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// The specification of an exec as a client sent it, with the terminal that it asked for: where the two differ,
@@ -299,11 +313,13 @@ fn readable(content: &[u8]) -> Result<OwnedFd> {
 /// The pid file notes whether something in the engine's hands is this bundle's. It stands, empty, before the engine is
 /// asked, and goes when the engine has refused or everything was undone: so `delete` knows what to do at whatever
 /// moment the shim dies.
-fn make(cli: &Cli, what: &str, command: Command, pid_file: &Path) -> Result<Pid> {
+fn make(cli: &Cli, what: &str, command: Command, withheld: Withheld, pid_file: &Path) -> Result<Pid> {
     files::create(pid_file, 0o644).context(|| format!("cannot write `{}`", pid_file.display()))?;
-    cli.run_detached(what, command, pid_file).inspect_err(|error| match undo(cli, pid_file, error) {
-        Ok(()) => drop(std::fs::remove_file(pid_file)),
-        Err(error) => log::warn!("cannot clean up after the failure: {error}"),
+    cli.run_detached(what, command, withheld, pid_file).inspect_err(|error| {
+        match undo(cli, pid_file, error) {
+            Ok(()) => drop(std::fs::remove_file(pid_file)),
+            Err(error) => log::warn!("cannot clean up after the failure: {error}"),
+        }
     })
 }
 

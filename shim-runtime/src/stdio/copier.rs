@@ -146,6 +146,7 @@ impl Watch {
 pub(super) struct Control {
     main: Handle,
     token: Mutex<Option<Token>>,
+    withheld: AtomicBool,
     process_ended: AtomicBool,
     finishing: AtomicBool,
     aborted: AtomicBool,
@@ -162,6 +163,7 @@ impl Control {
         Arc::new(Self {
             main: main.clone(),
             token: Mutex::default(),
+            withheld: AtomicBool::default(),
             process_ended: AtomicBool::default(),
             finishing: AtomicBool::default(),
             aborted: AtomicBool::default(),
@@ -198,6 +200,15 @@ impl Control {
         if !self.process_ended.swap(true, Ordering::Relaxed) {
             self.poke();
         }
+    }
+
+    /// Whether what comes is to stay where it is for now.
+    pub(super) fn withhold(&self, yes: bool) {
+        self.withheld.store(yes, Ordering::Release);
+    }
+
+    pub(super) fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Acquire)
     }
 
     /// Nothing more will come: what is there is to be delivered.

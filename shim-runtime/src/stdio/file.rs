@@ -15,6 +15,7 @@ use nix::poll::PollFlags;
 use nix::unistd::read;
 
 use super::copier::{Control, Halt, Share, Watch, held};
+use super::withheld::is_withheld;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::lock;
@@ -58,6 +59,9 @@ impl FileCopier {
 
     fn turn(&mut self, token: Token, ready: Ready, events: &mut EventLoop) -> Result<Next> {
         let Some(halt) = *lock(&self.work.halt) else { return Ok(Next::Keep) };
+        if is_withheld(&self.control, &self.work.from, &mut self.watch, token, events)? {
+            return Ok(Next::Keep);
+        }
         match halt {
             Halt::Ended => return Ok(Next::Close),
             Halt::Deserted => {

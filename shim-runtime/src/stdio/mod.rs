@@ -12,6 +12,7 @@ mod output;
 mod pace;
 mod terminal;
 mod uri;
+mod withheld;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use self::logger_binary::Logger;
 use self::output::Sink;
 use self::terminal::{Claim, Terminal};
 use self::uri::{Place, Program};
+pub use self::withheld::Withheld;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::server::Lifetime;
@@ -47,6 +49,7 @@ pub struct Stdio {
     /// To write errors to.
     pub stderr: Option<OwnedFd>,
     terminal: Option<Claim>,
+    outputs: Vec<withheld::Output>,
 }
 
 impl Stdio {
@@ -85,6 +88,13 @@ impl Stdio {
         Ok(())
     }
 
+    /// Keeps from the client what is written to the outputs from now on, until it is known whose words they are: to be
+    /// called for a runtime command that passes its own streams on to the container, and complains on them when it
+    /// fails. Output is withheld where the shim copies it, which is from pipes; a logging program reads for itself.
+    pub fn withhold(&mut self) -> Withheld {
+        Withheld::new(std::mem::take(&mut self.outputs))
+    }
+
     /// Gives the streams to a command; those that are not connected become `/dev/null`. If the command runs
     /// under another user, the streams become that user's. A terminal becomes the command's controlling one.
     ///
@@ -107,7 +117,7 @@ impl Stdio {
 
 impl std::fmt::Debug for Stdio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { stdin, stdout, stderr, terminal: _ } = self;
+        let Self { stdin, stdout, stderr, terminal: _, outputs: _ } = self;
         f.debug_struct("Stdio")
             .field("stdin", stdin)
             .field("stdout", stdout)
@@ -294,17 +304,19 @@ impl Opening<'_> {
         let is_shared = matches!(place, Place::File(_)) || self.names.stdout == self.names.stderr;
         if let Place::Program(program) = place {
             let ends = self.logger(program, End::Neither)?;
-            return Ok(Stdio { stdin, stdout: Some(ends.stdout), stderr: Some(ends.stderr), terminal: None });
+            let (stdout, stderr) = (Some(ends.stdout), Some(ends.stderr));
+            return Ok(Stdio { stdin, stdout, stderr, ..Stdio::default() });
         }
-        let stdout = self.output_pipe("stdout", &self.names.stdout, place)?;
+        let mut outputs = Vec::new();
+        let stdout = self.output_pipe("stdout", &self.names.stdout, place, &mut outputs)?;
         let stderr = if is_shared {
             // One pipe, so that lines stay in their order; it ends when both ends are closed.
             stdout.as_ref().map(OwnedFd::try_clone).transpose()?
         } else {
             let place = uri::parse("stderr", &self.names.stderr)?;
-            self.output_pipe("stderr", &self.names.stderr, place)?
+            self.output_pipe("stderr", &self.names.stderr, place, &mut outputs)?
         };
-        Ok(Stdio { stdin, stdout, stderr, terminal: None })
+        Ok(Stdio { stdin, stdout, stderr, terminal: None, outputs })
     }
 
     fn input_pipe(&mut self) -> Result<Option<OwnedFd>> {
@@ -322,14 +334,21 @@ impl Opening<'_> {
         }
     }
 
-    fn output_pipe(&mut self, stream: &str, name: &str, place: Place) -> Result<Option<OwnedFd>> {
+    fn output_pipe(
+        &mut self,
+        stream: &str,
+        name: &str,
+        place: Place,
+        outputs: &mut Vec<withheld::Output>,
+    ) -> Result<Option<OwnedFd>> {
         let to = match sink(place).context(|| format!("cannot use `{name}` for {stream}"))? {
             Sink::Nowhere => return Ok(None),
             to => to,
         };
         let (read, write) = fifo::pipe(End::Read)?;
-        let control = self.output_control();
-        output::start(&control, Arc::new(read), to, Some(self.streams.drain.share()));
+        let (control, read) = (self.output_control(), Arc::new(read));
+        outputs.push(withheld::Output::new(&control, &read));
+        output::start(&control, read, to, Some(self.streams.drain.share()));
         Ok(Some(write))
     }
 
@@ -356,7 +375,8 @@ impl Opening<'_> {
         let (terminal, slave) = Terminal::open(ends, self.supervisor.main())?;
         self.streams.terminal = Some(terminal.clone());
         let (stdin, stdout) = (Some(slave.try_clone()?), Some(slave.try_clone()?));
-        Ok(Stdio { stdin, stdout, stderr: Some(slave), terminal: Some(Claim::new(&terminal)) })
+        let (stderr, terminal) = (Some(slave), Some(Claim::new(&terminal)));
+        Ok(Stdio { stdin, stdout, stderr, terminal, ..Stdio::default() })
     }
 
     fn input(&self) -> Result<Option<Opened>> {

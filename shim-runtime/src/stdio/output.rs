@@ -13,6 +13,7 @@ use super::copier::{Control, Halt, Share, Watch, again, discard, held, pump};
 use super::fifo;
 use super::file::FileCopier;
 use super::pace::{Pace, make_room};
+use super::withheld::is_withheld;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
 use crate::opens::OpenWatch;
@@ -99,6 +100,9 @@ impl OutputCopier {
         let control = self.control.clone();
         control.look_for_reader(|| self.has_reader(events));
         if let Some(from) = self.from.clone() {
+            if is_withheld(&self.control, &from, &mut self.watch, token, events)? {
+                return Ok(Next::Keep);
+            }
             let (moved, halt) = self.copy(&from, draining);
             match (halt, &self.to) {
                 (Halt::Paused, _) => again(token, events),

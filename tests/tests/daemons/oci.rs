@@ -94,9 +94,20 @@ pub(crate) fn what_the_engine_refuses_is_told_in_its_words(daemon: &mut Daemon) 
     daemon.run_detached("c", SLEEP);
     let output = daemon.exec("c", &[], &["no-such-command"]);
     assert_ne!(output.status, Some(0));
-    let words = ["OCI runtime exec failed", "no-such-command"];
-    assert!(words.iter().all(|words| output.stderr.contains(words)), "{}", output.stderr);
+    told_once(&output, "OCI runtime exec failed: ");
     daemon.kill_and_remove("c");
+    let output = daemon.run("d", &["no-such-command"]);
+    assert_ne!(output.status, Some(0));
+    told_once(&output, "OCI runtime create failed: ");
+}
+
+/// The engine's words come first in what the client is told of `no-such-command`, and do not come a second time as
+/// the container's own output.
+fn told_once(output: &Output, words: &str) {
+    let told = output.stderr.matches("no-such-command").count();
+    assert!(told == 1 && output.stderr.contains(words), "{}", output.stderr);
+    assert!(!output.stderr.contains("cannot "), "{}", output.stderr);
+    assert_eq!(output.stdout, "");
 }
 
 pub(crate) fn what_an_init_leaves_in_the_pid_namespace_of_another_is_killed(daemon: &mut Daemon) {

@@ -42,7 +42,7 @@ fn a_whole_life_takes_the_commands_that_runc_s_shim_uses_and_no_more() -> Result
     let expected = [
         format!("{root} create --bundle {b} --pid-file {b}/init.pid c1"),
         format!("{root} start c1"),
-        format!("{root} exec --detach --process {b}/.e1.exec.json --pid-file {b}/e1.pid c1"),
+        format!("{root} exec --detach --process {b}/exec-e1.json --pid-file {b}/exec-e1.pid c1"),
         format!("{root} pause c1"),
         format!("{root} resume c1"),
         format!("{root} update --resources=- c1"),
@@ -54,6 +54,74 @@ fn a_whole_life_takes_the_commands_that_runc_s_shim_uses_and_no_more() -> Result
     assert_eq!(recorder.read("resources"), r#"{"pids":{"limit":9}}"#);
     let process: Value = serde_json::from_str(&recorder.read("process")).unwrap_or_default();
     assert_eq!((&process["args"], &process["terminal"]), (&json!(["true"]), &json!(false)));
+    ctrd.check()
+}
+
+/// Programs that stand in for an engine read `config.json` there.
+#[test]
+fn every_command_of_the_engine_runs_in_its_container_s_bundle() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let first = with_options(ctrd.bundle("c0").group("pod"), &recorder.options()).build()?;
+    let bundle = with_options(ctrd.bundle("c1").group("pod"), &recorder.options()).build()?;
+    // The second container's bundle is not the one that its shim was started in.
+    let mut first_shim = ctrd.start(shim(), &first)?;
+    let mut shim = ctrd.attach(&first_shim, &bundle)?;
+    let first_exit = first_shim.run()?;
+    let exit = shim.run()?;
+    let task = shim.task();
+    let exec = task.exec("e1");
+    exec.add(&bundle, &["true"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+    exec.start()?;
+    task.pause()?;
+    task.resume()?;
+    task.update(&json!({}))?;
+    task.checkpoint("/image")?;
+    exec.kill(Signal::KILL)?;
+    exec.wait().answer(LIMIT)?;
+    exec.delete()?;
+    task.kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    let path = bundle.path().display().to_string();
+    shim.remove()?;
+    for verb in ["create", "start", "exec", "pause", "resume", "update", "checkpoint", "kill", "delete"] {
+        assert_eq!(recorder.read(&format!("cwd-{verb}")).trim(), path, "{verb}");
+    }
+    let _ = fs::remove_file(recorder.file("cwd-delete"));
+    // The recorder's own `kill` knows one container: the last.
+    Process::open(Pid::new(first_shim.task().state()?.pid).expect("it runs"))?.signal(Signal::KILL)?;
+    first_exit.answer(LIMIT)?;
+    first_shim.remove()?;
+    assert_eq!(recorder.read("cwd-delete").trim(), first.path().display().to_string());
+    ctrd.check()
+}
+
+/// Its files lie beside those of the container, whose own process has one that is called `init.pid`.
+#[test]
+fn an_exec_may_be_called_as_anything_in_the_bundle_is() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1").full_spec(), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    let read = |name: &str| fs::read_to_string(bundle.path().join(name)).unwrap_or_default();
+    let pid = read("init.pid");
+    assert!(!pid.is_empty());
+    for name in ["init", "config.json", "log.json", "options", "shim", "exec-init", "init.exec"] {
+        let kept = ["config.json", "options.json", "shim.json"].map(read);
+        let exec = shim.task().exec(name);
+        exec.add(&bundle, &["true"], &ctrd.stdio(name, Mode::Null, false)?)?;
+        let exec_exit = exec.wait();
+        exec.start()?;
+        exec.kill(Signal::KILL)?;
+        exec_exit.answer(LIMIT)?;
+        exec.delete()?;
+        assert_eq!(read("init.pid"), pid, "{name}");
+        assert_eq!(["config.json", "options.json", "shim.json"].map(read), kept, "{name}");
+    }
+    shim.task().kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
     ctrd.check()
 }
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Plays an OCI runtime: notes how it is called in `calls` beside itself, and starts a sleep where an engine
 # would start a container. A file `fail-VERB` holds the words to fail with, `hang-VERB` has the verb hang, and
-# `die-VERB` be killed; with `shim-dies` a container is made, and the shim killed before it can know.
+# `die-VERB` be killed; with `shim-dies` a container is made, and the shim killed before it can know. What `say-VERB`
+# holds is written to standard error first, and `log-VERB` is added to the log before the verb fails.
 dir=$(dirname "$0")
 echo "$*" >>"$dir/calls"
 for word; do
@@ -18,11 +19,17 @@ for word; do
     before=$word
 done
 env >"$dir/env-$verb"
+pwd >"$dir/cwd-$verb"
+[ ! -e "$dir/say-$verb" ] || cat "$dir/say-$verb" >&2
 if [ -e "$dir/hang-$verb" ]; then
     echo $$ >"$dir/hangs"
     exec sleep 1000
 fi
 [ ! -e "$dir/die-$verb" ] || kill -s KILL $$
+if [ -e "$dir/log-$verb" ]; then
+    cat "$dir/log-$verb" >>"$log"
+    exit 1
+fi
 if [ -e "$dir/fail-$verb" ]; then
     printf '{"level":"error","msg":"%s"}\n' "$(cat "$dir/fail-$verb")" >>"$log"
     exit 1

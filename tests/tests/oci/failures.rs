@@ -7,7 +7,7 @@ use containerd_shim_protos::shim::oci::Options;
 use protobuf::Message;
 use serde_json::json;
 use shim_runtime::api::{Any, CreateTaskRequest, KillRequest, PauseRequest, Status};
-use shim_runtime::testing::{Dialect, FakeContainerd, Mode, Process, Result};
+use shim_runtime::testing::{Dialect, Failure, FakeContainerd, Mode, Process, Result, STOP_COMMANDS};
 use shim_runtime::{Code, Pid, Signal};
 
 use crate::recorder::{Recorder, until, with_options};
@@ -20,12 +20,11 @@ fn the_last_error_in_the_engine_s_log_is_what_the_client_reads() -> Result<()> {
     let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
     let mut shim = ctrd.start(shim(), &bundle)?;
     let task = shim.task();
-    let words = |error: shim_runtime::testing::Failure, verb: &str| {
-        let expected = format!("OCI runtime {verb} failed: no {verb} today");
-        assert!(error.to_string().contains(&expected), "{error}");
+    let words = |error: Failure, verb: &str| {
+        assert_eq!(message(&error), format!("OCI runtime {verb} failed: no {verb} today"));
         assert_eq!(error.code(), Some(Code::Unknown));
     };
-    for verb in ["start", "exec", "pause", "resume", "update"] {
+    for verb in ["start", "exec", "pause", "resume", "update", "checkpoint", "kill", "delete"] {
         recorder.fail(verb, &format!("no {verb} today"))?;
     }
     task.create(&bundle)?;
@@ -43,11 +42,205 @@ fn the_last_error_in_the_engine_s_log_is_what_the_client_reads() -> Result<()> {
     recorder.mend("resume");
     task.resume()?;
     words(task.update(&json!({})).unwrap_err(), "update");
+    words(task.checkpoint("/image").unwrap_err(), "checkpoint");
     exec.delete()?;
+    words(task.kill(Signal::TERM).unwrap_err(), "kill");
+    let error = task.kill_with(Signal::TERM, true).unwrap_err();
+    assert_eq!(message(&error), "OCI runtime killall failed: no kill today");
+    recorder.mend("kill");
     task.kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    words(task.delete().unwrap_err(), "delete");
+    recorder.mend("delete");
+    shim.remove()?;
+    ctrd.check()
+}
+
+/// The sentence of an error, which the client shows.
+fn message(error: &Failure) -> String {
+    let shown = error.to_string();
+    shown.split_once("Unknown: ").map_or(shown.clone(), |(_, message)| message.to_owned())
+}
+
+#[test]
+fn an_engine_that_gives_up_or_writes_to_its_standard_error_alone_is_told_in_its_words_too() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1").capture(), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let fatal = r#"{"level":"warning","msg":"hm"}
+{"level":"fatal","msg":"no way"}
+{"level":"info","msg":"bye"}
+"#;
+    recorder.log("create", fatal)?;
+    let error = shim.task().create(&bundle).unwrap_err();
+    assert_eq!(message(&error), "OCI runtime create failed: no way");
+    // Nothing in the log: the end of what it wrote, in whole lines.
+    let lines = (0..2000).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n");
+    for (verb, text) in [("create", "one\ntwo\n"), ("start", lines.as_str()), ("exec", "so\n")] {
+        recorder.log(verb, "")?;
+        recorder.say(verb, text)?;
+    }
+    let error = shim.task().create(&bundle).unwrap_err();
+    assert_eq!(message(&error), "OCI runtime create failed: one\ntwo");
+    shim.end()?;
+
+    recorder.mend("create");
+    let bundle = with_options(ctrd.bundle("c2").capture(), &recorder.options()).build()?;
+    let mut shim = ctrd.start(crate::shim(), &bundle)?;
+    shim.task().create(&bundle)?;
+    let error = message(&shim.task().start().unwrap_err());
+    let said = error.strip_prefix("OCI runtime start failed: ").expect("the engine's words come first");
+    assert!(said.starts_with("line ") && said.ends_with("line 1999") && said.len() <= 4096, "{said}");
+    recorder.mend("start");
+    let exit = shim.task().wait();
+    shim.task().start()?;
+    let exec = shim.task().exec("e1");
+    let stdio = ctrd.stdio("e1", Mode::Capture, false)?;
+    exec.add(&bundle, &["true"], &stdio)?;
+    assert_eq!(message(&exec.start().unwrap_err()), "OCI runtime exec failed: so");
+    exec.delete()?;
+    let exec = shim.task().exec("e2");
+    let stdio = ctrd.stdio("e2", Mode::Capture, true)?;
+    exec.add(&bundle, &["true"], &stdio)?;
+    assert_eq!(message(&exec.start().unwrap_err()), "OCI runtime exec failed: so", "with a terminal");
+    exec.delete()?;
+    shim.task().kill(Signal::KILL)?;
     exit.answer(LIMIT)?;
     shim.remove()?;
     ctrd.check()
+}
+
+#[test]
+fn what_an_engine_complains_of_is_not_output_of_the_container_that_it_could_not_make() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1").capture(), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    recorder.say("create", "a complaint\n")?;
+    recorder.fail("create", "no")?;
+    let error = shim.task().create(&bundle).unwrap_err();
+    assert_eq!(message(&error), "OCI runtime create failed: no");
+    let captured = bundle.stdio().finish(LIMIT)?;
+    assert_eq!((captured.stdout, captured.stderr), (Vec::new(), Vec::new()));
+    shim.end()?;
+
+    // An exec, and a file instead of FIFOs.
+    let file = ctrd.root().join("output");
+    let bundle = with_options(ctrd.bundle("c2"), &recorder.options());
+    let bundle = bundle.log_uri(&format!("file://{}", file.display())).build()?;
+    let mut shim = ctrd.start(crate::shim(), &bundle)?;
+    assert!(shim.task().create(&bundle).is_err());
+    shim.end()?;
+    assert_eq!(std::fs::read_to_string(&file)?, "");
+    recorder.mend("create");
+    recorder.say("create", "a warning\n")?;
+    let bundle = with_options(ctrd.bundle("c3"), &recorder.options());
+    let bundle = bundle.log_uri(&format!("file://{}", file.display())).build()?;
+    let mut shim = ctrd.start(crate::shim(), &bundle)?;
+    let exit = shim.run()?;
+    recorder.say("exec", "a complaint\n")?;
+    recorder.fail("exec", "no")?;
+    let exec = shim.task().exec("e1");
+    let stdio = ctrd.stdio("e1", Mode::Capture, false)?;
+    exec.add(&bundle, &["true"], &stdio)?;
+    assert_eq!(message(&exec.start().unwrap_err()), "OCI runtime exec failed: no");
+    exec.delete()?;
+    let captured = stdio.finish(LIMIT)?;
+    assert_eq!((captured.stdout, captured.stderr), (Vec::new(), Vec::new()));
+    shim.task().kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    // What an engine says that succeeds may be the container's, and is delivered.
+    assert_eq!(std::fs::read_to_string(&file)?, "a warning\n");
+    ctrd.check()
+}
+
+/// A hook may, for example. What it writes fills the pipe that is the container's.
+#[test]
+fn an_engine_that_writes_much_while_it_makes_a_container_does_not_wait_for_good() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1").capture(), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let much = "a line of a hook\n".repeat(20_000);
+    recorder.say("create", &much)?;
+    let exit = shim.run()?;
+    assert!(bundle.stdio().wait_for(LIMIT, |captured| captured.stderr == much.as_bytes()));
+    shim.task().kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+#[test]
+fn nothing_is_left_of_an_exec_whose_specification_cannot_be_written() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options()).build()?;
+    let mut shim = ctrd.start(shim(), &bundle)?;
+    let exit = shim.run()?;
+    let spec = bundle.path().join("exec-e1.json");
+    // Stands for a full disk: the file is there, and takes nothing.
+    std::os::unix::fs::symlink("/dev/full", &spec)?;
+    let exec = shim.task().exec("e1");
+    exec.add(&bundle, &["true"], &ctrd.stdio("e1", Mode::Null, false)?)?;
+    let error = exec.start().unwrap_err().to_string();
+    assert!(error.contains(&format!("cannot write `{}`: ", spec.display())), "{error}");
+    assert!(spec.symlink_metadata().is_err(), "it is left");
+    exec.delete()?;
+    shim.task().kill(Signal::KILL)?;
+    exit.answer(LIMIT)?;
+    shim.remove()?;
+    ctrd.check()
+}
+
+/// It would run beside the `delete` that cleans up after the shim, and make what was given up.
+#[test]
+fn a_command_that_was_forked_while_its_shim_died_is_never_run() -> Result<()> {
+    let recorder = Recorder::new()?;
+    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env(STOP_COMMANDS, "1").build()?;
+    let bundle = with_options(ctrd.bundle("c1"), &recorder.options());
+    let bundle = bundle.annotation("fixture/kind", "oci").build()?;
+    let mut shim = ctrd.start(env!("CARGO_BIN_EXE_containerd-shim-fixture-v1"), &bundle)?;
+    let mut client = shim.raw()?;
+    let request = CreateTaskRequest {
+        id: "c1".into(),
+        bundle: bundle.path().to_string_lossy().into_owned(),
+        options: Some(Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: recorder.options().write_to_bytes().unwrap_or_default(),
+            ..Any::default()
+        })
+        .into(),
+        ..CreateTaskRequest::default()
+    };
+    client.begin(&shim.task().service(), "Create", request.write_to_bytes().unwrap_or_default())?;
+    let server = shim.server()?.pid();
+    let mut command = None;
+    until("the command to be forked, and to stop", || {
+        command = stopped_child(server);
+        command.is_some()
+    });
+    let command = Process::open(command.expect("it was waited for"))?;
+    shim.server()?.signal(Signal::KILL)?;
+    assert!(shim.server()?.ended_within(LIMIT));
+    command.signal(Signal::CONT)?;
+    assert!(command.ended_within(LIMIT), "the command is left");
+    assert_eq!(recorder.read("calls"), "");
+    shim.delete_action()?;
+    shim.abandon();
+    ctrd.check_leaks()
+}
+
+/// A child of a process that has stopped.
+fn stopped_child(parent: Pid) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    let is_stopped = |child: &&str| {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+    };
+    children.split_ascii_whitespace().find(is_stopped).and_then(|child| child.parse().ok()).and_then(Pid::new)
 }
 
 #[test]
@@ -58,7 +251,7 @@ fn a_container_that_the_engine_refuses_to_make_is_none_of_its_containers() -> Re
     let mut shim = ctrd.start(shim(), &bundle)?;
     recorder.fail("create", "container with given ID already exists")?;
     let error = shim.task().create(&bundle).unwrap_err();
-    assert!(error.to_string().contains("OCI runtime create failed: container with given ID"), "{error}");
+    assert_eq!(message(&error), "OCI runtime create failed: container with given ID already exists");
     shim.end()?;
     let calls = recorder.calls(bundle.path());
     assert_eq!(calls.len(), 1, "another one's container must not be touched, nor by `delete`: {calls:?}");

@@ -42,6 +42,16 @@ impl Recorder {
         Ok(fs::write(self.file(&format!("fail-{verb}")), words)?)
     }
 
+    /// Has a verb fail after these lines in the engine's log.
+    pub(crate) fn log(&self, verb: &str, lines: &str) -> Result<()> {
+        Ok(fs::write(self.file(&format!("log-{verb}")), lines)?)
+    }
+
+    /// Has a verb write this to its standard error first.
+    pub(crate) fn say(&self, verb: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.file(&format!("say-{verb}")), text)?)
+    }
+
     pub(crate) fn hang(&self, verb: &str) -> Result<()> {
         Ok(fs::write(self.file(&format!("hang-{verb}")), "")?)
     }
@@ -53,7 +63,7 @@ impl Recorder {
 
     /// Has a verb do what it should again.
     pub(crate) fn mend(&self, verb: &str) {
-        for way in ["fail", "hang", "die"] {
+        for way in ["fail", "log", "say", "hang", "die"] {
             let _ = fs::remove_file(self.file(&format!("{way}-{verb}")));
         }
     }
