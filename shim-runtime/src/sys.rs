@@ -464,19 +464,38 @@ pub(crate) fn duplicate(fd: &OwnedFd, floor: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// The descriptor that was sent over a socket with the next message; `None` at its end, or if none was sent.
-/// Fails with `WouldBlock` while there is no message. Of several descriptors the kernel keeps the first.
+/// The one descriptor that was sent over a socket with the next message, which stays in the socket; `None` at its end,
+/// or if none was sent. Several are refused, and all of them closed.
+///
+/// # Errors
+/// `WouldBlock` while there is no message. `EMFILE` when the message brings descriptors that there is no number for:
+/// call again once there may be one.
 pub(crate) fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    /// `SCM_MAX_FD`: what the kernel lets one message carry.
+    const MOST: usize = 253;
     let mut text = [0; 512];
     let mut buffers = [io::IoSliceMut::new(&mut text)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut space = nix::cmsg_space!([RawFd; MOST]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_PEEK;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags)?;
-    let sent = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
-        _ => None,
-    });
-    sent.map(take_inherited).transpose()
+    let mut sent = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            for number in numbers {
+                // Owned before anything can fail, so that none is left open.
+                sent.push(take_inherited(number)?);
+            }
+        }
+    }
+    // The buffer has room for all, so it is for want of numbers that the kernel has left some out.
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    if sent.len() > 1 {
+        let message = format!("{} descriptors were sent instead of one", sent.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(sent.pop())
 }
 
 /// Opens the process's side of a terminal, of which `master` is the other, in whatever mount namespace it has a
@@ -666,7 +685,30 @@ extern "C" fn pthread_getattr_np(_: libc::pthread_t, _: *mut libc::pthread_attr_
 
 #[cfg(test)]
 mod tests {
+    use std::io::{IoSlice, Read};
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
     use super::*;
+
+    #[test]
+    fn of_several_descriptors_that_are_sent_none_is_taken_and_none_stays_open() {
+        for (count, taken) in [(0, true), (1, true), (2, false), (3, false), (253, false)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut reader, writer) = io::pipe().unwrap();
+            let rights = vec![writer.as_raw_fd(); count];
+            let control = [ControlMessage::ScmRights(&rights)];
+            let control = if count == 0 { &[][..] } else { &control[..] };
+            let text = [IoSlice::new(b"x")];
+            sendmsg::<()>(theirs.as_raw_fd(), &text, control, MsgFlags::empty(), None).unwrap();
+            drop(writer);
+            let received = receive_descriptor(&ours);
+            assert_eq!(received.as_ref().is_ok_and(|sent| sent.is_some() == (count == 1)), taken, "{count}");
+            drop((received, ours, theirs));
+            // The end comes once no copy is open any more.
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");
+        }
+    }
 
     #[test]
     fn a_record_tells_its_step_and_errno_and_nothing_else_is_one() {

@@ -1,7 +1,8 @@
 //! What copiers have in common: how bytes are moved without passing through user space, how a copier is told
 //! what happened, and how others wait for what it still has to deliver.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -84,6 +85,12 @@ pub(super) fn discard(from: &OwnedFd) -> (usize, Halt) {
     (taken, Halt::Paused)
 }
 
+/// Whether an error is one of a machine that is short of something for a while, so that it is worth to try again.
+pub(super) fn passes(error: &io::Error) -> bool {
+    let passing = [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE, libc::ENOSPC, libc::ECONNABORTED];
+    error.raw_os_error().is_some_and(|number| passing.contains(&number))
+}
+
 /// How much of an ended process's output its pipe, or its terminal, still holds: more than that was written later,
 /// by a process that was left behind.
 pub(super) fn held(from: &OwnedFd) -> usize {
@@ -95,19 +102,21 @@ pub(super) fn held(from: &OwnedFd) -> usize {
 /// reports a hang-up of a watched one whether it was asked for or not.
 #[derive(Default)]
 pub(super) struct Watch {
-    descriptor: Option<(Arc<OwnedFd>, Ready)>,
+    descriptor: Option<(Arc<dyn AsFd + Send + Sync>, Ready)>,
     timer: Option<Timer>,
 }
 
 impl Watch {
     pub(super) fn start(
         &mut self,
-        fd: &Arc<OwnedFd>,
+        fd: &Arc<impl AsFd + Send + Sync + 'static>,
         ready: Ready,
         token: Token,
         events: &mut EventLoop,
     ) -> Result<()> {
-        let is_same = |(watched, wanted): &(_, _)| Arc::ptr_eq(watched, fd) && *wanted == ready;
+        let is_same = |(watched, wanted): &(Arc<_>, _)| {
+            std::ptr::addr_eq(Arc::as_ptr(watched), Arc::as_ptr(fd)) && *wanted == ready
+        };
         if !self.descriptor.as_ref().is_some_and(is_same) {
             self.stop(events);
             events.watch(fd, token, ready)?;

@@ -44,8 +44,8 @@ fn is_fifo(metadata: &std::fs::Metadata) -> bool {
 pub(super) fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
     let (read, write) = spawn::pipe()?;
     match ours {
-        End::Read => never_block(&read)?,
-        End::Write => never_block(&write)?,
+        End::Read => never_block(&read).context(|| "cannot set up a stream")?,
+        End::Write => never_block(&write).context(|| "cannot set up a stream")?,
         End::Neither => {}
     }
     Ok((read, write))
@@ -60,10 +60,10 @@ pub(super) enum End {
 }
 
 /// Has reads and writes fail instead of wait.
-pub(super) fn never_block(fd: &OwnedFd) -> Result<()> {
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
-    let set = flags.and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
-    set.map(drop).context(|| "cannot set up a stream")
+pub(super) fn never_block(fd: &OwnedFd) -> io::Result<()> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)?;
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Opens the same FIFO again, for reading alone: the end of input is then seen once the last client is gone.

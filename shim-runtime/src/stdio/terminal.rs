@@ -14,10 +14,11 @@
 //! copiers try again from time to time.
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use nix::fcntl::{OFlag, open};
@@ -25,12 +26,12 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::unistd::{isatty, mkdtemp};
 
-use super::copier::{Control, Share};
+use super::copier::{Control, Share, Watch, passes};
 use super::fifo;
 use super::input::InputCopier;
 use super::output::{self, Sink};
 use crate::error::{Error, Result, WithContext};
-use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Token};
+use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::lock;
 use crate::sys;
 
@@ -50,28 +51,44 @@ pub(super) struct Terminal {
 struct State {
     /// Our side of the terminal; none while a runtime is to send it.
     master: Option<Master>,
-    /// The process's side, held open until the process has ended.
-    slave: Option<OwnedFd>,
+    /// A runtime was asked to send it.
+    asked: bool,
     process_ended: bool,
     /// `None` once copying has begun.
     ends: Option<Ends>,
     /// Columns and rows, as far as they were told.
     size: Option<(u16, u16)>,
-    /// The folder of the console socket.
-    folder: Option<PathBuf>,
 }
 
 /// Our side of a terminal, once for each direction: an epoll set takes a descriptor only once.
-#[derive(Clone)]
 struct Master {
     output: Arc<OwnedFd>,
     input: Arc<OwnedFd>,
+    /// The process's side, held open until the process has ended.
+    slave: Option<OwnedFd>,
 }
 
 impl Master {
-    fn new(master: OwnedFd) -> Result<Self> {
+    fn new(master: OwnedFd, slave: Option<OwnedFd>) -> io::Result<Self> {
         let input = Arc::new(master.try_clone()?);
-        Ok(Self { output: Arc::new(master), input })
+        Ok(Self { output: Arc::new(master), input, slave })
+    }
+
+    /// One that a runtime has sent.
+    fn sent(master: OwnedFd) -> io::Result<Self> {
+        if !isatty(&master)? {
+            return Err(io::Error::other("what was sent to the console socket is none"));
+        }
+        fifo::never_block(&master)?;
+        let slave = match sys::open_slave(&master) {
+            Ok(slave) => Some(slave),
+            Err(error) if passes(&error) => return Err(error),
+            Err(error) => {
+                log::info!("a container's terminal cannot be held open: {error}");
+                None
+            }
+        };
+        Self::new(master, slave)
     }
 }
 
@@ -96,32 +113,28 @@ impl Drop for Claim {
 }
 
 impl Terminal {
-    /// A new terminal, and the process's side of it.
-    pub(super) fn open(ends: Ends, main: &Handle) -> Result<(Arc<Self>, OwnedFd)> {
+    /// A new terminal, and the process's side of it; `console` is for one that a runtime may send.
+    pub(super) fn open(ends: Ends, console: Arc<Control>) -> Result<(Arc<Self>, OwnedFd)> {
         let (master, slave) = open_pair().context(|| "cannot open a terminal")?;
-        let state = State {
-            master: Some(Master::new(master)?),
-            slave: Some(slave.try_clone()?),
-            process_ended: false,
-            ends: Some(ends),
-            size: None,
-            folder: None,
-        };
-        Ok((Arc::new(Self { console: Control::new(main), state: Mutex::new(state) }), slave))
+        let master = Master::new(master, Some(slave.try_clone()?))?;
+        let (asked, process_ended) = (false, false);
+        let state = State { master: Some(master), asked, process_ended, ends: Some(ends), size: None };
+        Ok((Arc::new(Self { console, state: Mutex::new(state) }), slave))
     }
 
     /// Begins to copy, unless a runtime is still to send the terminal. Once is enough.
     pub(super) fn begin(&self) {
-        let (master, ends) = {
+        let (output, input, ends) = {
             let mut state = lock(&self.state);
-            let Some(master) = state.master.clone() else { return };
+            let Some(master) = &state.master else { return };
+            let (output, input) = (master.output.clone(), master.input.clone());
             let Some(ends) = state.ends.take() else { return };
-            (master, ends)
+            (output, input, ends)
         };
         let (control, to, share) = ends.output;
-        output::start(&control, master.output, to, Some(share));
+        output::start(&control, output, to, Some(share));
         if let Some((control, from)) = ends.input {
-            InputCopier::start(&control, from, master.input, true);
+            InputCopier::start(&control, from, input, true);
         }
     }
 
@@ -130,45 +143,38 @@ impl Terminal {
         self.begin();
         let mut state = lock(&self.state);
         state.process_ended = true;
-        state.slave = None;
+        if let Some(master) = &mut state.master {
+            master.slave = None;
+        }
     }
 
     /// Gives up the own terminal for one that will be sent to the returned socket.
     fn console_socket(self: &Arc<Self>) -> Result<PathBuf> {
         let mut state = lock(&self.state);
-        let Some(ends) = state.ends.as_ref().filter(|_| state.folder.is_none()) else {
+        let Some(ends) = state.ends.as_ref().filter(|_| !state.asked) else {
             return Err(Error::failed_precondition("the terminal is in use already"));
         };
         ends.output.0.gauge.await_terminal();
-        let folder = make_folder().context(|| "cannot make a folder for the console socket")?;
-        let path = folder.join("console.sock");
-        state.folder = Some(folder);
-        let listener = UnixListener::bind(&path).context(|| format!("cannot bind `{}`", path.display()))?;
-        listener.set_nonblocking(true)?;
-        (state.master, state.slave) = (None, None);
-        self.console.begin(Console { listener, stream: None, terminal: Arc::downgrade(self) });
+        let (console, path) = Console::open(self)?;
+        state.asked = true;
+        state.master = None;
+        self.console.begin(console);
         // Begun and watched in the order of posting; whoever connects earlier waits in the socket's queue.
         Ok(path)
     }
 
     /// A runtime has sent the terminal.
-    fn receive(&self, master: OwnedFd) -> Result<()> {
-        if !isatty(&master)? {
-            return Err(Error::invalid_argument("what was sent to the console socket is no terminal"));
-        }
-        fifo::never_block(&master)?;
-        let slave = sys::open_slave(&master)
-            .inspect_err(|error| log::info!("a terminal cannot be held open: {error}"));
-        let master = Master::new(master)?;
-        let (size, folder) = {
+    fn receive(&self, mut master: Master) -> Result<()> {
+        let size = {
             let mut state = lock(&self.state);
+            if state.process_ended {
+                master.slave = None;
+            }
             if state.ends.is_some() {
                 state.master = Some(master);
-                state.slave = slave.ok().filter(|_| !state.process_ended);
             }
-            (state.size, state.folder.take())
+            state.size
         };
-        folder.as_deref().map(remove_folder);
         if let Some((columns, rows)) = size {
             self.resize(columns, rows)?;
         }
@@ -176,24 +182,31 @@ impl Terminal {
         Ok(())
     }
 
+    /// No terminal will come: the client is told by the end of its streams.
+    fn give_up(&self) {
+        let ends = lock(&self.state).ends.take();
+        if let Some(ends) = ends {
+            ends.output.0.gauge.has_ended();
+        }
+    }
+
     /// Sets the size, at once or when there is a terminal.
     pub(super) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         let master = {
             let mut state = lock(&self.state);
             state.size = Some((columns, rows));
-            state.master.clone()
+            state.master.as_ref().map(|master| master.output.clone())
         };
-        let set = master.map_or(Ok(()), |master| sys::set_window_size(&master.output, columns, rows));
+        let set = master.map_or(Ok(()), |master| sys::set_window_size(&master, columns, rows));
         set.context(|| "cannot resize a terminal")
     }
 
     /// Nobody needs it any more: processes that still have it are hung up on.
     pub(super) fn close(&self) {
-        let (_master, _slave, _ends, folder) = {
+        let (_master, _ends) = {
             let mut state = lock(&self.state);
-            (state.master.take(), state.slave.take(), state.ends.take(), state.folder.take())
+            (state.master.take(), state.ends.take())
         };
-        folder.as_deref().map(remove_folder);
         self.console.abort();
     }
 }
@@ -208,78 +221,109 @@ fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((master.into(), slave))
 }
 
-/// In the user's own run-time folder, where there is one, it has the modes that keep it from being tidied away.
-fn make_folder() -> Result<PathBuf> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-    let above = runtime.as_ref().map_or_else(std::env::temp_dir, PathBuf::from);
-    let folder = mkdtemp(&above.join("pty-XXXXXX"))?;
-    if runtime.is_some() {
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1755))?;
+/// The folder of a console socket, which goes when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// In the user's own run-time folder, where there is one, it has the modes that keep it from being tidied away.
+    fn make() -> Result<Self> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        let above = runtime.as_ref().map_or_else(std::env::temp_dir, PathBuf::from);
+        let cannot = || format!("cannot make a folder for a console socket in `{}`", above.display());
+        let folder = Self(mkdtemp(&above.join("pty-XXXXXX")).context(cannot)?);
+        if runtime.is_some() {
+            fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o1755)).context(cannot)?;
+        }
+        Ok(folder)
     }
-    Ok(folder)
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("console.sock")
+    }
 }
 
-fn remove_folder(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder) {
-        log::warn!("cannot remove `{}`: {error}", folder.display());
+impl Drop for Folder {
+    /// Without a descriptor, for there may be none left.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.socket());
+        if let Err(error) = fs::remove_dir(&self.0) {
+            log::warn!("cannot remove `{}`: {error}", self.0.display());
+        }
     }
 }
 
-/// The console socket on the loop: takes one connection, and from it one descriptor.
+/// The console socket on the loop: takes one connection, and from it one descriptor. Its folder goes with it, however
+/// it ends.
 struct Console {
-    listener: UnixListener,
-    stream: Option<UnixStream>,
+    _folder: Folder,
+    listener: Arc<UnixListener>,
+    /// Who has connected.
+    stream: Option<Arc<UnixStream>>,
     terminal: Weak<Terminal>,
+    watch: Watch,
 }
 
 impl Console {
+    /// Opens it; returns its path as well.
+    fn open(terminal: &Arc<Terminal>) -> Result<(Self, PathBuf)> {
+        let folder = Folder::make()?;
+        let path = folder.socket();
+        let cannot = || format!("cannot listen at `{}`", path.display());
+        let listener = UnixListener::bind(&path).context(cannot)?;
+        listener.set_nonblocking(true).context(cannot)?;
+        let (listener, terminal) = (Arc::new(listener), Arc::downgrade(terminal));
+        Ok((Self { _folder: folder, listener, stream: None, terminal, watch: Watch::default() }, path))
+    }
+
     fn turn(&mut self, token: Token, events: &mut EventLoop) -> Result<Next> {
         let Some(terminal) = self.terminal.upgrade().filter(|terminal| !terminal.console.is_aborted()) else {
             return Ok(Next::Close);
         };
-        if self.stream.is_none() {
-            let Some((stream, _)) = if_ready(self.listener.accept())? else { return Ok(Next::Keep) };
-            stream.set_nonblocking(true)?;
-            events.unwatch(&self.listener);
-            events.watch(&stream, token, Ready::EPOLLIN)?;
-            self.stream = Some(stream);
+        match self.receive() {
+            Ok(master) => {
+                terminal.receive(master)?;
+                Ok(Next::Close)
+            }
+            // What was sent waits in the socket.
+            Err(error) if passes(&error) => {
+                self.watch.retry(token, events);
+                Ok(Next::Keep)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match &self.stream {
+                    Some(stream) => self.watch.start(stream, Ready::EPOLLIN, token, events)?,
+                    None => self.watch.start(&self.listener, Ready::EPOLLIN, token, events)?,
+                }
+                Ok(Next::Keep)
+            }
+            Err(error) => Err(error.into()),
         }
-        if let Some(stream) = &self.stream
-            && let Some(received) = if_ready(sys::receive_descriptor(stream))?
-        {
-            let nothing = || Error::invalid_argument("no terminal was sent to the console socket");
-            terminal.receive(received.ok_or_else(nothing)?)?;
-            return Ok(Next::Close);
-        }
-        Ok(Next::Keep)
     }
-}
 
-/// What there is, if there is something.
-fn if_ready<T>(result: std::io::Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error.into()),
+    /// What was sent, once somebody has connected and sent something.
+    fn receive(&mut self) -> io::Result<Master> {
+        if self.stream.is_none() {
+            let (stream, _) = self.listener.accept()?;
+            stream.set_nonblocking(true)?;
+            self.stream = Some(Arc::new(stream));
+        }
+        let sent = self.stream.as_ref().map(|stream| sys::receive_descriptor(stream)).transpose()?.flatten();
+        sent.ok_or_else(|| io::Error::other("none was sent to the console socket")).and_then(Master::sent)
     }
 }
 
 impl Source for Console {
-    fn ready(&mut self, token: Token, ready: Ready, events: &mut EventLoop) -> Next {
-        // The first turn, or the one that says that nobody waits any more.
-        if ready.is_empty() && self.stream.is_none() {
-            let _ = events.watch(&self.listener, token, Ready::EPOLLIN);
-        }
+    fn ready(&mut self, token: Token, _: Ready, events: &mut EventLoop) -> Next {
         self.turn(token, events).unwrap_or_else(|error| {
             log::error!("cannot receive a container's terminal: {error}");
+            if let Some(terminal) = self.terminal.upgrade() {
+                terminal.give_up();
+            }
             Next::Close
         })
     }
 
     fn close(&mut self, events: &mut EventLoop) {
-        match &self.stream {
-            Some(stream) => events.unwatch(stream),
-            None => events.unwatch(&self.listener),
-        }
+        self.watch.stop(events);
     }
 }

@@ -176,6 +176,31 @@ fn a_create_that_lacks_descriptors_names_what_it_needed_one_for() -> Result<()> 
 }
 
 #[test]
+fn a_shortage_of_descriptors_leaves_no_console_socket_behind() -> Result<()> {
+    let (mut created, mut refused) = (0, 0);
+    for limit in 12..48 {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let folder = ctrd.root().join("tmp");
+        std::fs::create_dir(&folder)?;
+        let script = format!("ulimit -n {limit}; export TMPDIR={}; unset XDG_RUNTIME_DIR", folder.display());
+        let builder = bundle(&ctrd, "c1", "console").args(["sleep", "1000"]).terminal();
+        let bundle = builder.capture().build()?;
+        // With too few there is not even a shim.
+        let Ok(shim) = ctrd.start(&through(&ctrd, &script)?, &bundle) else { continue };
+        match shim.task().create(&bundle) {
+            Ok(_) => created += 1,
+            Err(_) => refused += 1,
+        }
+        shim.server()?.signal(Signal::TERM)?;
+        assert!(shim.server()?.ended_within(LIMIT));
+        let left: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+        assert!(left.is_empty(), "with {limit} descriptors {left:?} is left");
+    }
+    assert!(created > 0 && refused > 0, "{created} created, {refused} refused");
+    Ok(())
+}
+
+#[test]
 fn an_idle_shim_uses_no_time() -> Result<()> {
     let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
     let mut shim = idle(&ctrd)?;

@@ -423,3 +423,25 @@ fn a_terminal_may_be_asked_for_by_start_alone() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn of_several_terminals_that_are_sent_none_is_taken_and_the_client_sees_an_end() -> Result<()> {
+    for copies in ["0", "2", "253"] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let builder = ctrd.bundle("c1").args(["sleep", "1000"]).annotation("fixture/kind", "console");
+        let bundle = builder.annotation("fixture/sends", copies).terminal().capture().build()?;
+        let mut shim = ctrd.start(FIXTURE, &bundle)?;
+        let before = super::count(&shim, "fd")?;
+        let waiting = shim.run()?;
+        assert_eq!(bundle.stdio().finish(LIMIT)?.stdout, b"");
+        assert!(bundle.log().contains("cannot receive a container's terminal"), "{}", bundle.log());
+        shim.task().kill(shim_runtime::Signal::KILL)?;
+        waiting.answer(LIMIT)?;
+        until("all that was sent to be closed", || {
+            super::count(&shim, "fd").is_ok_and(|now| now <= before + 2)
+        });
+        shim.remove()?;
+        ctrd.check()?;
+    }
+    Ok(())
+}
