@@ -39,3 +39,34 @@ pub(crate) fn stops_commands() -> bool {
 /// A place where a test could have the process die or stop.
 #[cfg(not(feature = "testing"))]
 pub(crate) fn here(_: &str) {}
+
+/// The environment variable that has calls fail, for tests of the runtime itself: a place, the number of an error, and
+/// how often, such as `splice 12 5`.
+#[cfg(feature = "testing")]
+pub const FAILURES: &str = "SHIM_FAIL_AT";
+
+/// The number of the error with which a call is to fail here, if a test asked for it.
+#[cfg(feature = "testing")]
+pub(crate) fn failure(place: &str) -> Option<i32> {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static WANTED: OnceLock<Option<(String, i32, AtomicU32)>> = OnceLock::new();
+    let wanted = WANTED.get_or_init(|| {
+        let text = std::env::var(FAILURES).ok()?;
+        let mut words = text.split(' ');
+        let place = words.next()?.to_owned();
+        Some((place, words.next()?.parse().ok()?, AtomicU32::new(words.next()?.parse().ok()?)))
+    });
+    let (wanted, error, times) = wanted.as_ref()?;
+    let counts_down = |times: u32| times.checked_sub(1);
+    let hits =
+        wanted == place && times.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counts_down).is_ok();
+    hits.then_some(*error)
+}
+
+/// The number of the error with which a test could have a call fail here.
+#[cfg(not(feature = "testing"))]
+pub(crate) fn failure(_: &str) -> Option<i32> {
+    None
+}

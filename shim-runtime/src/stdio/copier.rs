@@ -15,6 +15,8 @@ use nix::unistd::{isatty, read};
 use super::fifo;
 use super::gauge::Gauge;
 use super::pace::{BUSY, REST, TERMINAL};
+use super::trouble::Trouble;
+use crate::crash;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Handle, Ready, Source, Timer, Token};
 use crate::reaper::lock;
@@ -40,7 +42,9 @@ pub(super) enum Halt {
     /// Nothing will ever be read again.
     Ended,
     /// Nobody will ever take it.
-    Lost,
+    Lost(Errno),
+    /// The machine is short of something for a while.
+    Hindered(Errno),
     /// It is others' turn.
     Paused,
     /// No process has the other side of the terminal open at this moment.
@@ -52,18 +56,17 @@ pub(super) fn pump(from: &OwnedFd, to: &OwnedFd) -> (usize, Halt) {
     let mut moved = 0;
     for _ in 0..MOVES_PER_TURN {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        match splice(from, None, to, None, CHUNK, flags) {
+        let spliced = crash::failure("splice").map_or_else(
+            || splice(from, None, to, None, CHUNK, flags),
+            |number| Err(Errno::from_raw(number)),
+        );
+        match spliced {
             Ok(0) => return (moved, Halt::Ended),
-            Err(Errno::EIO) => return (moved, Halt::Deserted),
             Ok(count) => moved += count,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if fifo::ready_for(from, PollFlags::POLLIN) => return (moved, Halt::Full),
             Err(Errno::EAGAIN) => return (moved, Halt::Starved),
-            Err(Errno::EPIPE) => return (moved, Halt::Lost),
-            Err(errno) => {
-                log::error!("cannot copy a container's output or input: {errno}");
-                return (moved, Halt::Lost);
-            }
+            Err(errno) => return (moved, halt_of(errno)),
         }
     }
     (moved, Halt::Paused)
@@ -78,11 +81,23 @@ pub(super) fn discard(from: &OwnedFd) -> (usize, Halt) {
             Ok(count @ 1..) => taken += count,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return (taken, Halt::Starved),
-            Err(Errno::EIO) => return (taken, Halt::Deserted),
-            Ok(0) | Err(_) => return (taken, Halt::Ended),
+            Ok(0) => return (taken, Halt::Ended),
+            Err(errno) => {
+                let halt = halt_of(errno);
+                return (taken, if let Halt::Lost(_) = halt { Halt::Ended } else { halt });
+            }
         }
     }
     (taken, Halt::Paused)
+}
+
+/// What an error of reading or writing means for a stream: a pause, or its end.
+pub(super) fn halt_of(errno: Errno) -> Halt {
+    match errno {
+        Errno::EIO => Halt::Deserted,
+        errno if passes(&errno.into()) => Halt::Hindered(errno),
+        errno => Halt::Lost(errno),
+    }
 }
 
 /// Whether an error is one of a machine that is short of something for a while, so that it is worth to try again.
@@ -154,6 +169,8 @@ impl Watch {
 /// copier on the loop, be it started already or not.
 pub(super) struct Control {
     main: Handle,
+    /// The id of the container or exec.
+    of: Arc<str>,
     token: Mutex<Option<Token>>,
     withheld: AtomicBool,
     process_ended: AtomicBool,
@@ -168,9 +185,10 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub(super) fn new(main: &Handle) -> Arc<Self> {
+    pub(super) fn new(main: &Handle, of: &Arc<str>) -> Arc<Self> {
         Arc::new(Self {
             main: main.clone(),
+            of: of.clone(),
             token: Mutex::default(),
             withheld: AtomicBool::default(),
             process_ended: AtomicBool::default(),
@@ -180,6 +198,11 @@ impl Control {
             without_reader: AtomicBool::default(),
             gauge: Gauge::default(),
         })
+    }
+
+    /// The trouble that the copier may come to have with its stream, `output` or `input`.
+    pub(super) fn trouble(&self, stream: &'static str) -> Trouble {
+        Trouble::new(stream, self.of.clone())
     }
 
     /// Gives the copier its place on the loop, and its first turn.
@@ -328,5 +351,21 @@ impl Drop for Share {
     fn drop(&mut self) {
         lock(&self.0.state).copiers -= 1;
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_does_not_pass_ends_a_stream() {
+        assert_eq!(halt_of(Errno::EIO), Halt::Deserted);
+        for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::EMFILE, Errno::ENFILE, Errno::ENOSPC] {
+            assert_eq!(halt_of(errno), Halt::Hindered(errno));
+        }
+        for errno in [Errno::EPIPE, Errno::EBADF, Errno::EINVAL, Errno::EPERM] {
+            assert_eq!(halt_of(errno), Halt::Lost(errno));
+        }
     }
 }

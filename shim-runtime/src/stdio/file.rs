@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::unistd::read;
 
-use super::copier::{Control, Halt, Share, Watch, held};
+use super::copier::{Control, Halt, Share, Watch, halt_of, held};
+use super::trouble::Trouble;
 use super::withheld::is_withheld;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
@@ -48,12 +49,14 @@ struct Work {
     share: Option<Share>,
     /// Why the last thread has ended; `None` while one copies.
     halt: Mutex<Option<Halt>>,
+    trouble: Mutex<Trouble>,
 }
 
 impl FileCopier {
     pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: File, share: Option<Share>) {
         control.gauge.comes_from(&from);
-        let work = Arc::new(Work { from, to, share, halt: Mutex::new(Some(Halt::Starved)) });
+        let (halt, trouble) = (Mutex::new(Some(Halt::Starved)), Mutex::new(control.trouble("output")));
+        let work = Arc::new(Work { from, to, share, halt, trouble });
         control.begin(Self { work, control: control.clone(), watch: Watch::default() });
     }
 
@@ -64,7 +67,7 @@ impl FileCopier {
         }
         match halt {
             Halt::Ended => return Ok(Next::Close),
-            Halt::Deserted => {
+            Halt::Deserted | Halt::Hindered(_) => {
                 *lock(&self.work.halt) = Some(Halt::Starved);
                 self.watch.retry(token, events);
             }
@@ -86,7 +89,7 @@ impl FileCopier {
             control.poke();
         };
         if let Err(error) = thread::Builder::new().name("file".to_owned()).spawn(copy) {
-            log::error!("cannot start a thread to copy a container's output: {error}");
+            lock(&self.work.trouble).failed(&error);
             *lock(&self.work.halt) = Some(Halt::Starved);
             self.watch.retry(token, events);
         }
@@ -99,8 +102,9 @@ impl Source for FileCopier {
             return Next::Close;
         }
         self.turn(token, ready, events).unwrap_or_else(|error| {
-            log::error!("cannot copy a container's output: {error}");
-            Next::Close
+            lock(&self.work.trouble).failed(&error);
+            self.watch.retry(token, events);
+            Next::Keep
         })
     }
 
@@ -130,8 +134,15 @@ impl Work {
                         return Halt::Starved;
                     }
                 }
-                Err(Errno::EIO) if !control.has_process_ended() => return Halt::Deserted,
-                Ok(0) | Err(_) => break,
+                Err(Errno::EAGAIN) | Ok(0) => break,
+                Err(errno) => match halt_of(errno) {
+                    Halt::Deserted if !control.has_process_ended() => return Halt::Deserted,
+                    Halt::Hindered(errno) => {
+                        lock(&self.trouble).failed(&errno);
+                        return Halt::Hindered(errno);
+                    }
+                    _ => break,
+                },
             }
         }
         control.gauge.has_ended();
@@ -153,12 +164,31 @@ impl Work {
 
     /// A file that takes nothing more does not hold up the container: what cannot be written is lost.
     fn deliver(&self, bytes: &[u8], control: &Control) {
-        if let Err(error) = (&self.to).write_all(bytes) {
-            log::error!("cannot write a container's output to its file: {error}");
+        let (written, result) = self.write(bytes);
+        let mut trouble = lock(&self.trouble);
+        match result {
+            Ok(()) => trouble.worked(),
+            Err(error) => trouble.failed(&error),
         }
+        trouble.dropped(bytes.len() - written);
+        drop(trouble);
         if let Some(share) = self.share.as_ref().filter(|_| control.is_finishing()) {
             share.moved(bytes.len());
         }
+    }
+
+    /// Writes as much as the file takes; returns how much that was.
+    fn write(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let mut written = 0;
+        while written < bytes.len() {
+            match (&self.to).write(&bytes[written..]) {
+                Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (written, Err(error)),
+            }
+        }
+        (written, Ok(()))
     }
 
     fn has_more_soon(&self) -> bool {

@@ -13,6 +13,7 @@ use nix::unistd::write;
 use super::copier::{Control, Halt, Watch, again, pump};
 use super::fifo;
 use super::pace::Pace;
+use super::trouble::Trouble;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 
@@ -27,6 +28,7 @@ pub(super) struct InputCopier {
     ends_typed: usize,
     watch: Watch,
     pace: Pace,
+    trouble: Trouble,
 }
 
 impl InputCopier {
@@ -40,6 +42,7 @@ impl InputCopier {
             ends_typed: 0,
             watch: Watch::default(),
             pace: Pace::default(),
+            trouble: control.trouble("input"),
         });
     }
 
@@ -50,6 +53,9 @@ impl InputCopier {
             self.reads_only = true;
         }
         let (moved, halt) = pump(&self.from, &self.to);
+        if moved > 0 {
+            self.trouble.worked();
+        }
         match halt {
             Halt::Starved | Halt::Full if self.pace.rests(moved, [&self.from, &self.to]) => {
                 self.watch.rest(token, events);
@@ -58,8 +64,19 @@ impl InputCopier {
             Halt::Full => self.watch.start(&self.to, Ready::EPOLLOUT, token, events)?,
             Halt::Paused => again(token, events),
             Halt::Deserted => self.watch.retry(token, events),
+            Halt::Hindered(errno) => {
+                self.trouble.failed(&errno);
+                self.watch.retry(token, events);
+            }
             Halt::Ended if self.to_terminal => return self.type_end(token, events),
-            Halt::Ended | Halt::Lost => return Ok(Next::Close),
+            Halt::Ended => return Ok(Next::Close),
+            Halt::Lost(errno) => {
+                // That nobody reads any more is the process's own affair.
+                if errno != Errno::EPIPE {
+                    self.trouble.failed(&errno);
+                }
+                return Ok(Next::Close);
+            }
         }
         Ok(Next::Keep)
     }
@@ -95,8 +112,9 @@ impl Source for InputCopier {
             return Next::Close;
         }
         self.turn(token, events).unwrap_or_else(|error| {
-            log::error!("cannot copy a container's input: {error}");
-            Next::Close
+            self.trouble.failed(&error);
+            self.watch.retry(token, events);
+            Next::Keep
         })
     }
 

@@ -78,9 +78,10 @@ impl Logger {
         command.env("CONTAINER_ID", of.id).env("CONTAINER_NAMESPACE", of.namespace);
         command.descriptor(3, out_read).descriptor(4, err_read).descriptor(5, tell);
         let child = supervisor.spawn(&mut command, Group::Keep)?;
-        let discards = [Control::new(supervisor.main()), Control::new(supervisor.main())];
+        let id = Arc::from(of.id);
+        let discards = [Control::new(supervisor.main(), &id), Control::new(supervisor.main(), &id)];
         let logger = Self { child, supervisor: supervisor.clone(), pipes, discards };
-        logger.discard_after_its_end(lifetime.hold());
+        logger.discard_after_its_end(id, lifetime.hold());
         logger
             .wait_until_ready(ready, program.says_when_ready)
             .context(|| format!("the logging program `{name}` is of no use"))?;
@@ -104,12 +105,19 @@ impl Logger {
 
     /// A process outlives its logging program: from then on its output is thrown away, unless the program has
     /// left it to another one.
-    fn discard_after_its_end(&self, hold: Hold) {
+    fn discard_after_its_end(&self, id: Arc<str>, hold: Hold) {
         let (pipes, discards) = (self.pipes.clone(), self.discards.clone());
-        self.child.exit.on_exit(move |_| {
+        self.child.exit.on_exit(move |exit| {
             drop(hold);
+            let mut is_said = false;
             for (pipe, control) in lock(&pipes.0).take().into_iter().flatten().zip(&discards) {
                 if let Ok(Some(pipe)) = fifo::only_reader(pipe) {
+                    if !fifo::has_ended(&pipe) && !std::mem::replace(&mut is_said, true) {
+                        let status = exit.status;
+                        log::warn!(
+                            "the logging program of `{id}` has ended with status {status}; output is dropped"
+                        );
+                    }
                     output::start(control, Arc::new(pipe), Sink::Nowhere, None);
                 }
             }

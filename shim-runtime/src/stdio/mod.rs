@@ -11,6 +11,7 @@ mod logger_binary;
 mod output;
 mod pace;
 mod terminal;
+mod trouble;
 mod uri;
 mod withheld;
 
@@ -192,7 +193,8 @@ impl Streams {
             logger: None,
             main: supervisor.main().clone(),
         };
-        let opening = Opening { streams: &mut streams, names, of, supervisor, lifetime };
+        let id = Arc::from(of.id);
+        let opening = Opening { streams: &mut streams, names, of, id, supervisor, lifetime };
         let stdio = if names.terminal { opening.terminal()? } else { opening.pipes()? };
         Ok((streams, stdio))
     }
@@ -292,6 +294,7 @@ struct Opening<'a> {
     streams: &'a mut Streams,
     names: &'a StdioNames,
     of: Owner<'a>,
+    id: Arc<str>,
     supervisor: &'a Supervisor,
     lifetime: &'a Lifetime,
 }
@@ -323,7 +326,7 @@ impl Opening<'_> {
         match self.input()? {
             Some(Opened::Fifo(fifo)) => {
                 let (read, write) = fifo::pipe(End::Write)?;
-                let control = Control::new(self.supervisor.main());
+                let control = self.control();
                 InputCopier::start(&control, fifo, Arc::new(write), false);
                 self.streams.input = Some(control);
                 Ok(Some(read))
@@ -355,7 +358,7 @@ impl Opening<'_> {
     /// A terminal has one output, and input from a FIFO.
     fn terminal(mut self) -> Result<Stdio> {
         let input = match self.input()? {
-            Some(Opened::Fifo(fifo)) => Some((Control::new(self.supervisor.main()), fifo)),
+            Some(Opened::Fifo(fifo)) => Some((self.control(), fifo)),
             Some(Opened::Other(_)) => {
                 let message = format!("cannot use `{}` for stdin: a terminal needs a FIFO", self.names.stdin);
                 return Err(Error::invalid_argument(message));
@@ -372,7 +375,7 @@ impl Opening<'_> {
         self.streams.input = input.as_ref().map(|(control, _)| control.clone());
         let output = (self.output_control(), to, self.streams.drain.share());
         let ends = terminal::Ends { input, output };
-        let (terminal, slave) = Terminal::open(ends, self.supervisor.main())?;
+        let (terminal, slave) = Terminal::open(ends, self.control())?;
         self.streams.terminal = Some(terminal.clone());
         let (stdin, stdout) = (Some(slave.try_clone()?), Some(slave.try_clone()?));
         let (stderr, terminal) = (Some(slave), Some(Claim::new(&terminal)));
@@ -391,8 +394,12 @@ impl Opening<'_> {
         }
     }
 
+    fn control(&self) -> Arc<Control> {
+        Control::new(self.supervisor.main(), &self.id)
+    }
+
     fn output_control(&mut self) -> Arc<Control> {
-        let control = Control::new(self.supervisor.main());
+        let control = self.control();
         self.streams.outputs.push(control.clone());
         control
     }
@@ -438,7 +445,7 @@ mod tests {
     #[test]
     fn where_nothing_is_unread_that_is_told_at_once_without_a_timer() {
         let events = EventLoop::new().unwrap();
-        let control = Control::new(&events.handle());
+        let control = Control::new(&events.handle(), &"c1".into());
         let (read, process) = fifo::pipe(End::Read).unwrap();
         let read = Arc::new(read);
         control.gauge.comes_from(&read);

@@ -9,10 +9,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::copier::{Control, Halt, Share, Watch, again, discard, held, pump};
 use super::fifo;
 use super::file::FileCopier;
 use super::pace::{Pace, make_room};
+use super::trouble::Trouble;
 use super::withheld::is_withheld;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
@@ -65,6 +68,7 @@ pub(super) fn start(control: &Arc<Control>, from: Arc<OwnedFd>, to: Sink, share:
         absence: None,
         watch: Watch::default(),
         pace: Pace::default(),
+        trouble: control.trouble("output"),
     });
 }
 
@@ -92,6 +96,7 @@ struct OutputCopier {
     absence: Option<Timer>,
     watch: Watch,
     pace: Pace,
+    trouble: Trouble,
 }
 
 impl OutputCopier {
@@ -118,7 +123,15 @@ impl OutputCopier {
                     return self.wait_for_room(&from, &to, token, events);
                 }
                 (Halt::Full, Some(to)) => self.watch.start(to, Ready::EPOLLOUT, token, events)?,
-                (Halt::Lost, _) => {
+                (Halt::Hindered(errno), _) => {
+                    self.trouble.failed(&errno);
+                    self.watch.retry(token, events);
+                }
+                (Halt::Lost(errno), _) => {
+                    // That a client has gone is its own affair.
+                    if !(self.is_fifo && errno == Errno::EPIPE) {
+                        self.trouble.failed(&errno);
+                    }
                     self.watch.stop(events);
                     self.to = None;
                     again(token, events);
@@ -141,6 +154,11 @@ impl OutputCopier {
         }
         let step = || self.to.as_ref().map_or_else(|| discard(from), |to| pump(from, to));
         let (moved, halt) = self.control.gauge.count(step);
+        match &self.to {
+            Some(_) if moved > 0 => self.trouble.worked(),
+            Some(_) => {}
+            None => self.trouble.dropped(moved),
+        }
         if let Some(share) = self.share.as_ref().filter(|_| draining) {
             share.moved(moved);
         }
@@ -256,8 +274,9 @@ impl Source for OutputCopier {
             return Next::Close;
         }
         self.turn(token, events).unwrap_or_else(|error| {
-            log::error!("cannot copy a container's output: {error}");
-            Next::Close
+            self.trouble.failed(&error);
+            self.watch.retry(token, events);
+            Next::Keep
         })
     }
 
@@ -292,7 +311,7 @@ mod tests {
         let (from, process) = fifo::pipe(End::Read).unwrap();
         write(&process, b"late").unwrap();
         drop(process);
-        start(&Control::new(&events.handle()), Arc::new(from), Sink::Fifo(fifo), None);
+        start(&Control::new(&events.handle(), &"c1".into()), Arc::new(from), Sink::Fifo(fifo), None);
         let (ended, end) = mpsc::channel();
         // Posted after the copier's first turn, which sees the end.
         events.handle().post(move |_| ended.send(()).unwrap());

@@ -86,7 +86,9 @@ pub mod timeline;
 mod usage;
 mod watch;
 
-pub use crate::crash::{COMMANDS_VARIABLE as STOP_COMMANDS, STOP_VARIABLE as STOP_AT, VARIABLE as CRASH_AT};
+pub use crate::crash::{
+    COMMANDS_VARIABLE as STOP_COMMANDS, FAILURES as FAIL_AT, STOP_VARIABLE as STOP_AT, VARIABLE as CRASH_AT,
+};
 #[doc(hidden)]
 pub use crate::sys::KERNEL_LACKS;
 pub use bundle::{Bundle, BundleBuilder, GROUP};

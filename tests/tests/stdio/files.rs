@@ -76,6 +76,10 @@ fn a_full_disk_loses_output_and_does_not_hold_up_the_container() -> Result<()> {
     let host = Host::new()?;
     let stdio = Stdio::log("/dev/full", false);
     host.run("e1", "head -c 1000000 /dev/zero", &stdio)?.delete()?;
+    // Once, and not for every block.
+    until("what was lost", || host.bundle.log().contains("1000000 bytes of the output of `e1` were dropped"));
+    let log = host.bundle.log();
+    assert_eq!(log.matches("No space left on device").count(), 1, "{log}");
     host.end()
 }
 

@@ -106,6 +106,8 @@ fn a_process_outlives_its_logging_program() -> Result<()> {
     fs::write(&go, "").unwrap();
     assert_eq!(waiting.answer(LIMIT)?.exit_status, 7);
     exec.delete()?;
+    let told = "the logging program of `e1` has ended with status 0; output is dropped";
+    super::until("the loss to be told", || host.bundle.log().matches(told).count() == 1);
     host.end()
 }
 

@@ -1,8 +1,8 @@
 //! Nothing is lost at the end of a process, however short its life (contract 12.2).
 
-use shim_runtime::testing::{Mode, Result};
+use shim_runtime::testing::{Dialect, FAIL_AT, FakeContainerd, Mode, Result};
 
-use super::{Host, LIMIT, count, numbers, until};
+use super::{FIXTURE, Host, LIMIT, count, numbers, until};
 
 /// Runs as many execs, some at a time, each of which prints a line.
 fn print_lines(execs: usize, terminal: bool) -> Result<()> {
@@ -82,4 +82,27 @@ fn twenty_megabytes_of_input_arrive_whole_and_end() -> Result<()> {
     exec.delete()?;
     assert_eq!(stdio.finish(LIMIT)?.stdout, b"20000000\n");
     host.end()
+}
+
+#[test]
+fn what_cannot_be_moved_for_want_of_memory_is_moved_later() -> Result<()> {
+    // ENOMEM, five times.
+    let ctrd = FakeContainerd::builder(Dialect::PARAMS).env(FAIL_AT, "splice 12 5").build()?;
+    for terminal in [false, true] {
+        let id = format!("c{terminal}");
+        let mut builder = ctrd.bundle(&id).args(["sh", "-c", "read a; echo got $a; exec sleep 1000"]);
+        if terminal {
+            builder = builder.terminal();
+        }
+        let bundle = builder.capture().build()?;
+        let mut shim = ctrd.start(FIXTURE, &bundle)?;
+        let waiting = shim.run()?;
+        bundle.stdio().write("word\n");
+        assert!(bundle.stdio().wait_for(LIMIT, |captured| captured.stdout.ends_with(b"got word\n")
+            || captured.stdout.ends_with(b"got word\r\n")));
+        shim.task().kill(shim_runtime::Signal::KILL)?;
+        waiting.answer(LIMIT)?;
+        shim.remove()?;
+    }
+    ctrd.check()
 }
