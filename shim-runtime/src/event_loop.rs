@@ -4,7 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -111,7 +112,7 @@ impl EventLoop {
             next_timer: 0,
             alarm,
             alarmed: None,
-            handle: Handle(Arc::new(Shared { posted, wake })),
+            handle: Handle(Arc::new(Shared { posted, wake, thread: OnceLock::new() })),
             stopped: false,
             opens: Opens::default(),
         })
@@ -207,6 +208,7 @@ impl EventLoop {
 
     /// Runs until [`stop`](Self::stop). Work posted afterwards is dropped, which its sender notices.
     pub(crate) fn run(&mut self) -> Result<()> {
+        let _ = self.handle.0.thread.set(thread::current().id());
         let result = self.turn_until_stopped();
         lock(&self.handle.0.posted).take();
         result
@@ -279,6 +281,8 @@ struct Shared {
     /// `None` once the loop has ended.
     posted: Mutex<Option<Vec<Work>>>,
     wake: EventFd,
+    /// Whose thread runs the loop.
+    thread: OnceLock<ThreadId>,
 }
 
 /// Posts work to the loop from any thread.
@@ -286,6 +290,11 @@ struct Shared {
 pub(crate) struct Handle(Arc<Shared>);
 
 impl Handle {
+    /// Whether the calling thread is the loop's, which must not wait for what is posted.
+    pub(crate) fn is_here(&self) -> bool {
+        self.0.thread.get() == Some(&thread::current().id())
+    }
+
     /// Has `work` done on the loop's thread, soon and in the order of posting; dropped if the loop has ended.
     pub(crate) fn post(&self, work: impl FnOnce(&mut EventLoop) + Send + 'static) {
         let first = match lock(&self.0.posted).as_mut() {

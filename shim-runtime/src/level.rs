@@ -54,7 +54,7 @@ impl<S: Shim + Entry> Level for Managed<S> {
         let managed =
             crate::managed::Managed::new(shim, parts.context, parts.publisher, parts.workers, parts.lifetime);
         S::services(&managed, registry);
-        TaskService::register(S::task(managed), S::CONFIG.task, registry);
+        TaskService::register::<crate::managed::Managed<S>>(S::task(managed), S::CONFIG.task, registry);
         Ok(())
     }
 
@@ -75,7 +75,8 @@ impl<S: RawShim + Task + Entry> sealed::Sealed for Raw<S> {}
 
 impl<S: RawShim + Task + Entry> Level for Raw<S> {
     fn serve(parts: &Parts<'_>, registry: &mut Registry) -> Result<()> {
-        TaskService::register(S::new(parts.context)?, S::CONFIG.task, registry);
+        // None of it is the runtime's own.
+        TaskService::register::<()>(S::new(parts.context)?, S::CONFIG.task, registry);
         Ok(())
     }
 

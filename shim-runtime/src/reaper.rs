@@ -192,6 +192,12 @@ impl Guard {
     pub(crate) fn adopt(&self, pid: Pid, slot: &ExitSlot) -> Result<()> {
         let claimed = {
             let mut state = lock(&self.0.0);
+            // Its exit has gone, or will go, to whom it belongs.
+            if state.watched.contains_key(&pid) {
+                return Err(Error::failed_precondition(format!(
+                    "process {pid} is known already: this shim has started or adopted it before"
+                )));
+            }
             // A living child is the newest process of that number; a remembered exit is then of an older one.
             if sys::is_child(pid) {
                 state.watched.insert(pid, (slot.clone(), Group::Keep));

@@ -453,6 +453,11 @@ impl Supervisor {
     }
 
     fn fork(&self, image: Image, group: Group) -> Result<Child> {
+        if self.main.is_here() {
+            let message = "a process cannot be started from code that runs on the main thread, which forks it; start \
+                           it on a thread of its own";
+            return Err(Error::failed_precondition(message));
+        }
         let (tell, told) = mpsc::sync_channel(1);
         let reaper = self.reaper.clone();
         self.main.post(move |_| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Context, Running};
 use crate::bundle::{Bundle, InitRecord, Record};
 use crate::error::{Error, Result};
-use crate::server::{Place, Workers};
+use crate::server::{Authored, Place, Workers};
 use crate::types::{Exit, Pid, Signal};
 
 /// A process that the shim started; see [`Context::spawn_gated`].
@@ -41,8 +41,14 @@ impl Child {
     /// Calls back once it has ended, at once if it already has. The callback runs on a worker thread and may
     /// block; it may come before the call that started the process has returned.
     pub fn on_exit(&self, callback: impl FnOnce(Exit) + Send + 'static) {
-        let workers = self.workers.clone();
-        self.running.exit.on_exit(move |exit| workers.run(Place::Foreign, move || callback(exit)));
+        let (workers, callback) = (self.workers.clone(), Authored::new(callback));
+        self.running.exit.on_exit(move |exit| {
+            workers.run(Place::Foreign, move || {
+                if let Some(callback) = callback.into_inner() {
+                    callback(exit);
+                }
+            });
+        });
     }
 
     /// Notes in the bundle that this is its container's init process, and later how it ended. When the shim has

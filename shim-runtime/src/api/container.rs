@@ -28,7 +28,8 @@ pub trait Container: Send + Sync + 'static {
     }
 
     /// The init process's id, for containers whose `create` made it by a runtime command. The runtime adopts
-    /// it: its exit may have come already. Not needed with `spawn_gated`.
+    /// it: its exit may have come already. Not needed with [`Create::spawn_gated`](crate::Create::spawn_gated), and
+    /// not for other processes that this crate has started: Create fails if it tells another process.
     fn pid(&self) -> Option<Pid> {
         self.inner().and_then(Container::pid)
     }

@@ -106,8 +106,16 @@ impl Create {
     /// When it ends, its process group is killed.
     ///
     /// # Errors
-    /// Names what cannot be done, a program that cannot be executed above all.
+    /// Names what cannot be done, a program that cannot be executed above all. `FailedPrecondition` the second time: a
+    /// container has one init process; other processes are started with [`Context::spawn_gated`].
     pub fn spawn_gated(&mut self, command: Command) -> Result<Gated> {
+        if self.init.is_some() {
+            let message = format!(
+                "`{}` has its init process already; start others by `Context::spawn_gated`",
+                self.request.id
+            );
+            return Err(Error::failed_precondition(message));
+        }
         let gated = self.context.spawn_gated(command)?;
         self.init = Some(gated.child().running.clone());
         Ok(gated)

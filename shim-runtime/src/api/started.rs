@@ -1,6 +1,7 @@
 //! What `start` and `exec` hand back: something that runs, can be told to stop, and will exit once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
@@ -9,6 +10,7 @@ use crate::cgroup::Group as Cgroup;
 use crate::error::{Error, Result, WithContext};
 use crate::logger::panic_message;
 use crate::reaper::{ExitSlot, Group, lock};
+use crate::server::Authored;
 use crate::spawn::{self, Command, Gate, Supervisor};
 use crate::types::{Exit, Pid, Signal};
 
@@ -17,7 +19,10 @@ const PANICKED: u32 = 101;
 
 type Stop = Box<dyn Fn(Signal) + Send + Sync>;
 
-/// A process of a container that was started.
+/// A process of a container that was started. One that is dropped, and not returned, is ended.
+///
+/// What `start` returns is the process that `create` made, if it made one: containerd was told its pid then. Any other
+/// is ended, and refused with a sentence.
 pub struct Started(Kind);
 
 pub(crate) enum Kind {
@@ -30,7 +35,7 @@ pub(crate) enum Kind {
 
 impl Started {
     /// The process that [`Create::spawn_gated`](crate::Create::spawn_gated) made, or whose pid
-    /// [`Container::pid`](crate::Container::pid) tells, now runs.
+    /// [`Container::pid`](crate::Container::pid) tells, now runs. Its gate, if it has one, was opened.
     pub fn created() -> Self {
         Self(Kind::Created)
     }
@@ -46,7 +51,7 @@ impl Started {
     }
 
     /// A process that a runtime command, run during this very call, left behind as a child of the shim. It may
-    /// have ended already: exits since the call began are remembered.
+    /// have ended already: exits since the call began are remembered. Not for processes that this crate has started.
     pub fn adopt(pid: Pid) -> Self {
         Self(Kind::Adopt(pid))
     }
@@ -72,12 +77,20 @@ impl Started {
     /// is told through the handle.
     pub fn external(stop: impl Fn(Signal) + Send + Sync + 'static) -> (Self, ExitHandle) {
         let exit = ExitSlot::default();
-        let running = Running::new(None, Life::Stop(Box::new(stop)), exit.clone());
+        let running = Running::new(None, Life::Stop(Authored::new(Box::new(stop))), exit.clone());
         (Self(Kind::Running(Arc::new(running))), ExitHandle(exit))
     }
 
-    pub(crate) fn into_kind(self) -> Kind {
-        self.0
+    pub(crate) fn into_kind(mut self) -> Kind {
+        std::mem::replace(&mut self.0, Kind::Created)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Kind::Running(running) = &self.0 {
+            running.end();
+        }
     }
 }
 
@@ -120,6 +133,7 @@ pub struct Gated {
 
 impl Gated {
     pub(crate) fn new(child: Child, gate: Gate) -> Self {
+        child.running.waits_at_gate.store(true, Ordering::Release);
         Self { child, gate: Mutex::new(Some(gate)) }
     }
 
@@ -140,7 +154,9 @@ impl Gated {
     /// be executed.
     pub fn open(&self) -> Result<()> {
         let gate = lock(&self.gate).take();
-        gate.ok_or_else(|| Error::failed_precondition("the process was started before"))?.open()
+        gate.ok_or_else(|| Error::failed_precondition("the process was started before"))?.open()?;
+        self.child.running.waits_at_gate.store(false, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -151,16 +167,18 @@ pub(crate) struct Running {
     life: Life,
     pub(crate) exit: ExitSlot,
     cgroup: OnceLock<Box<Cgroup>>,
+    /// Its program does not run yet.
+    waits_at_gate: AtomicBool,
 }
 
 enum Life {
     Child { supervisor: Supervisor, leads_group: bool },
-    Stop(Stop),
+    Stop(Authored<Stop>),
 }
 
 impl Running {
     fn new(pid: Option<Pid>, life: Life, exit: ExitSlot) -> Self {
-        Self { pid, life, exit, cgroup: OnceLock::new() }
+        Self { pid, life, exit, cgroup: OnceLock::new(), waits_at_gate: AtomicBool::new(false) }
     }
 
     /// A child that leads a process group of its own.
@@ -197,11 +215,16 @@ impl Running {
                 supervisor.reaper.signal(pid, signal, all && *leads_group)
             }
             (Life::Stop(stop), _) if self.exit.get().is_none() => {
-                stop(signal);
+                (**stop)(signal);
                 Ok(())
             }
             _ => Err(Error::not_found("process already finished")),
         }
+    }
+
+    /// Whether it was made, and its program does not run yet.
+    pub(crate) fn waits_at_gate(&self) -> bool {
+        self.waits_at_gate.load(Ordering::Acquire)
     }
 
     /// Whether it cannot be killed, only asked to stop.

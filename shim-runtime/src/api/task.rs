@@ -139,10 +139,4 @@ pub trait Task: Send + Sync + 'static {
             None => reply.send(Err(unwritten("wait"))),
         }
     }
-
-    /// Whether calls that never block may be answered on the main thread. Only the runtime's own code may.
-    #[doc(hidden)]
-    fn answers_at_once(&self) -> bool {
-        false
-    }
 }

@@ -10,8 +10,9 @@ use super::{Managed, author};
 use crate::api::{Container, Create, CreateTaskRequest, Running, Shim, Target};
 use crate::bundle::{InitRecord, Spec};
 use crate::crash;
-use crate::error::Result;
+use crate::error::{Error, Result, WithContext};
 use crate::reaper::{Guard, lock};
+use crate::server::Authored;
 use crate::spawn::Supervisor;
 use crate::types::Pid;
 
@@ -60,7 +61,7 @@ impl<S: Shim> Managed<S> {
             let mut processes = entry.processes();
             // Nobody else writes it: the id was reserved by this call. From now on the container is found, and its
             // processes are as they should be by the time that this lock is given up.
-            let _ = entry.container.set(container);
+            let _ = entry.container.set(Authored::new(container));
             processes.shares_pids = spec.as_ref().is_none_or(Spec::shares_pids);
             let init = &mut processes.init;
             init.pid = pid;
@@ -86,16 +87,26 @@ fn register<C: Container>(
     create: &Create,
     container: &C,
 ) -> Result<Option<Arc<Running>>> {
-    let running = match (create.init.clone(), container.pid()) {
-        (None, Some(pid)) => Some(adopt(supervisor, guard, pid)?),
+    let running = match (create.init.clone(), author(|| Ok(container.pid()))?) {
+        (None, Some(pid)) => {
+            Some(adopt(supervisor, guard, pid).context(|| "`Container::pid` tells a wrong one")?)
+        }
+        (Some(made), Some(told)) if made.pid != Some(told) => return Err(wrong_pid(&made, told)),
         (spawned, _) => spawned,
     };
     record_init(entry, running.as_deref())?;
     Ok(running)
 }
 
+fn wrong_pid(made: &Running, told: Pid) -> Error {
+    let made = made.pid.map_or(0, Pid::get);
+    Error::failed_precondition(format!(
+        "`Container::pid` tells process {told}, but `spawn_gated` has made process {made}; tell that one, or none"
+    ))
+}
+
 /// Writes into the bundle whom a `delete` after our death may kill: the init, if it is a process.
-pub(super) fn record_init<C>(entry: &Entry<C>, running: Option<&Running>) -> Result<()> {
+pub(super) fn record_init<C: Container>(entry: &Entry<C>, running: Option<&Running>) -> Result<()> {
     let mut record = lock(&entry.record);
     record.init = running.and_then(|running| running.pid).and_then(InitRecord::of);
     entry.bundle.write_record(&record)

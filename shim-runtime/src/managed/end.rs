@@ -17,8 +17,6 @@ use crate::types::{Exit, Signal};
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a container that was frozen has to die of a SIGKILL before it is thawed.
 const FROZEN: Duration = Duration::from_millis(200);
-/// When it is tried again to get a thread for what must be done.
-const RETRY: Duration = Duration::from_secs(1);
 
 impl<S: Shim> Managed<S> {
     /// Has the end of a process noticed. One that came before is noticed at once.
@@ -74,27 +72,23 @@ impl<S: Shim> Managed<S> {
     /// The init is gone, and author code ends what it has left; then its exit is published (contract 6.5, 4).
     pub(super) fn end_later(&self, entry: &Arc<Entry<S::Container>>, rest: Rest) {
         // A pause may be under way, and resuming keeps its turn.
-        let place = if rest.frozen { Place::of_process(&entry.id, "") } else { Place::Aside };
-        let (managed, ended) = (self.clone(), entry.clone());
-        let taken = self.0.workers.offer(place, move || managed.end_rest(&ended, rest));
-        let Ok(supervisor) = self.0.context.supervisor() else { return };
-        let managed = self.clone();
-        if taken {
-            // Author code may hang, which the exit is not held for in the end, nor the shim for this.
-            let entry = Arc::downgrade(entry);
-            supervisor.main().post(move |events| {
-                events.after(GRACE, move |_| {
-                    if let Some(entry) = entry.upgrade() {
-                        managed.rest_ended(&entry);
-                    }
-                });
-            });
+        let place = if rest.frozen {
+            Place::of_process(&entry.id, "")
         } else {
-            let entry = entry.clone();
-            supervisor.main().post(move |events| {
-                events.after(RETRY, move |_| managed.end_later(&entry, rest));
+            Place::Aside(format!("rest of {}", entry.id))
+        };
+        let (managed, ended) = (self.clone(), entry.clone());
+        self.0.workers.insist(place, move || managed.end_rest(&ended, rest));
+        let Ok(supervisor) = self.0.context.supervisor() else { return };
+        // Author code may hang, which the exit is not held for in the end, nor the shim for this.
+        let (managed, entry) = (self.clone(), Arc::downgrade(entry));
+        supervisor.main().post(move |events| {
+            events.after(GRACE, move |_| {
+                if let Some(entry) = entry.upgrade() {
+                    managed.rest_ended(&entry);
+                }
             });
-        }
+        });
     }
 
     fn end_rest(&self, entry: &Arc<Entry<S::Container>>, rest: Rest) {

@@ -2,7 +2,7 @@
 
 use super::Managed;
 use super::table::Entry;
-use crate::api::{Running, Shim, TaskOOM};
+use crate::api::{Container, Running, Shim, TaskOOM};
 use crate::error::Result;
 use crate::reaper::lock;
 
@@ -31,7 +31,7 @@ impl<S: Shim> Managed<S> {
 }
 
 /// The init has ended: a last look before that is told, for the kernel's word may come later.
-pub(super) fn stop_watching<C>(entry: &Entry<C>) {
+pub(super) fn stop_watching<C: Container>(entry: &Entry<C>) {
     let watch = lock(&entry.memory).take();
     if let Some(watch) = watch {
         watch.check();

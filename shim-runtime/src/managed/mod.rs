@@ -24,7 +24,7 @@ use crate::api::{Context, Shim};
 use crate::error::{Error, Result};
 use crate::logger::panic_message;
 use crate::publisher::Publisher;
-use crate::server::{Lifetime, Workers};
+use crate::server::{Authored, Lifetime, Workers};
 
 /// The runtime's own [`Task`](crate::Task): answers every RPC with the help of a [`Shim`] and its containers.
 ///
@@ -33,7 +33,7 @@ use crate::server::{Lifetime, Workers};
 pub struct Managed<S: Shim>(Arc<Inner<S>>);
 
 struct Inner<S: Shim> {
-    shim: S,
+    shim: Authored<S>,
     context: Context,
     table: Table<S::Container>,
     events: Events,
@@ -56,7 +56,7 @@ impl<S: Shim> Managed<S> {
         lifetime: &Lifetime,
     ) -> Self {
         Self(Arc::new(Inner {
-            shim,
+            shim: Authored::new(shim),
             context: context.clone(),
             table: Table::default(),
             events: Events::new(publisher.clone()),
@@ -72,7 +72,7 @@ impl<S: Shim> Managed<S> {
 
     /// Calls `with` with a container; `None` if there is none of this id.
     pub fn with_container<R>(&self, id: &str, with: impl FnOnce(&S::Container) -> R) -> Option<R> {
-        self.0.table.find(id).ok()?.container.get().map(with)
+        self.0.table.find(id).ok()?.container().ok().map(with)
     }
 }
 

@@ -192,10 +192,6 @@ impl<S: Shim> Task for Managed<S> {
         self.0.lifetime.leave();
         Ok(Empty::default())
     }
-
-    fn answers_at_once(&self) -> bool {
-        true
-    }
 }
 
 type C<S> = <S as Shim>::Container;

@@ -30,7 +30,7 @@ impl<S: Shim> Managed<S> {
             if let Some(streams) = &entry.processes().init.streams {
                 streams.begin();
             }
-            self.resolve(started, created.as_ref(), &guard)
+            self.init_of(started, created.as_ref(), &guard)
         };
         match run() {
             Ok(running) => {
@@ -68,7 +68,7 @@ impl<S: Shim> Managed<S> {
             if let Some(streams) = &entry.processes().get(exec)?.streams {
                 streams.begin();
             }
-            self.resolve(started, None, &guard)
+            self.exec_of(started, &guard)
         };
         match run() {
             Ok(running) => Ok(self.started(&entry, Some(exec), &running, false)),
@@ -82,19 +82,52 @@ impl<S: Shim> Managed<S> {
         }
     }
 
-    /// Finds what runs now.
-    fn resolve(
+    /// The init that runs now: what `create` made, if it made one, for nobody would be told of another's exit.
+    fn init_of(
         &self,
         started: Started,
         created: Option<&Arc<Running>>,
         guard: &Guard,
     ) -> Result<Arc<Running>> {
+        let refuse = |message: &str| Err(Error::failed_precondition(message));
+        let Some(created) = created else {
+            return match started.into_kind() {
+                Kind::Created => refuse(
+                    "`start` returned `Started::created()`, but `create` made no process; return the one that `start` \
+                     has started",
+                ),
+                Kind::Adopt(pid) => adopt(self.0.context.supervisor()?, guard, pid),
+                Kind::Running(running) => Ok(running),
+            };
+        };
+        match started.into_kind() {
+            Kind::Adopt(pid) if created.pid != Some(pid) => {
+                adopt(self.0.context.supervisor()?, guard, pid)?.end();
+            }
+            Kind::Running(running) => running.end(),
+            Kind::Created | Kind::Adopt(_) if created.waits_at_gate() => {
+                return refuse(
+                    "`start` returned before it had opened the gate of the process that `create` made; call \
+                     `Gated::open` in `start`",
+                );
+            }
+            Kind::Created | Kind::Adopt(_) => return Ok(created.clone()),
+        }
+        refuse(
+            "`start` returned another process than `create` made; return `Started::created()`, or make none in \
+             `create`",
+        )
+    }
+
+    /// The exec that runs now.
+    fn exec_of(&self, started: Started, guard: &Guard) -> Result<Arc<Running>> {
         match started.into_kind() {
             Kind::Running(running) => Ok(running),
             Kind::Adopt(pid) => adopt(self.0.context.supervisor()?, guard, pid),
-            Kind::Created => created.cloned().ok_or_else(|| {
-                Error::internal("`start` returned `Started::created()`, but `create` made no process")
-            }),
+            Kind::Created => Err(Error::failed_precondition(
+                "`exec` returned `Started::created()`, which is what `start` returns for the init; return the process \
+                 that `exec` has started",
+            )),
         }
     }
 

@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use super::calls::Calls;
 use super::processes::Processes;
-use crate::api::{CreateTaskRequest, DeleteResponse};
+use crate::api::{Container, CreateTaskRequest, DeleteResponse};
 use crate::bundle::{Bundle, Record};
 use crate::cgroup::OomWatch;
 use crate::error::{Error, Result};
 use crate::reaper::lock;
-use crate::server::Hold;
+use crate::server::{Authored, Hold};
 
 /// How many deletions are remembered, for callers that did not get their answer.
 const TOMBSTONES: usize = 256;
 
 /// A container and its processes.
-pub(super) struct Entry<C> {
+pub(super) struct Entry<C: Container> {
     pub(super) id: String,
     pub(super) bundle: Bundle,
     /// Set once author code has made it.
-    pub(super) container: OnceLock<C>,
+    pub(super) container: OnceLock<Authored<C>>,
     processes: Mutex<Processes>,
     /// Something was settled among the processes.
     settled: Condvar,
@@ -33,7 +33,7 @@ pub(super) struct Entry<C> {
     _hold: Hold,
 }
 
-impl<C> Entry<C> {
+impl<C: Container> Entry<C> {
     /// Locked for look-ups and changes of state, never across a system call that may block.
     pub(super) fn processes(&self) -> MutexGuard<'_, Processes> {
         lock(&self.processes)
@@ -64,29 +64,28 @@ impl<C> Entry<C> {
 
     /// The author's container, which exists once Create has been answered.
     pub(super) fn container(&self) -> Result<&C> {
-        self.container
-            .get()
-            .ok_or_else(|| Error::not_found(format!("container `{}` is being created", self.id)))
+        let container = self.container.get().map(|container| &**container);
+        container.ok_or_else(|| Error::not_found(format!("container `{}` is being created", self.id)))
     }
 }
 
 /// See the module.
-pub(super) struct Table<C> {
+pub(super) struct Table<C: Container> {
     state: Mutex<State<C>>,
 }
 
-struct State<C> {
+struct State<C: Container> {
     entries: HashMap<String, Arc<Entry<C>>>,
     tombstones: VecDeque<(String, DeleteResponse)>,
 }
 
-impl<C> Default for Table<C> {
+impl<C: Container> Default for Table<C> {
     fn default() -> Self {
         Self { state: Mutex::new(State { entries: HashMap::new(), tombstones: VecDeque::new() }) }
     }
 }
 
-impl<C> Table<C> {
+impl<C: Container> Table<C> {
     /// Takes the id of a container that is about to be created. An earlier one of the same id is forgotten.
     pub(super) fn reserve(&self, request: &CreateTaskRequest, hold: Hold) -> Result<Arc<Entry<C>>> {
         let id = &request.id;

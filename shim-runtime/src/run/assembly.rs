@@ -10,7 +10,7 @@ use crate::event_loop::Handle;
 use crate::level::{Level, Parts};
 use crate::logger::panic_message;
 use crate::publisher::Publisher;
-use crate::server::{Budget, Lifetime, Registry, Server, Workers};
+use crate::server::{Budget, Lifetime, Registry, Server, Workers, keep_destructors_off_this_thread};
 use crate::spawn::Supervisor;
 
 /// A server on a loop, which is the supervisor's if there is one. It has no services yet.
@@ -20,7 +20,10 @@ pub(crate) fn assemble(
     supervisor: Option<Supervisor>,
     publisher: Publisher,
 ) -> Arc<Server> {
-    let (lifetime, workers) = (Lifetime::new(main), Workers::default());
+    let workers = Workers::new(main.clone());
+    let beside = workers.clone();
+    main.post(move |_| keep_destructors_off_this_thread(&beside));
+    let lifetime = Lifetime::new(main);
     let serving =
         Serving { lifetime: lifetime.clone(), publisher: publisher.clone(), workers: workers.clone() };
     let context = Context::new(setup, supervisor, Some(serving));

@@ -22,7 +22,6 @@ use crate::reaper::lock;
 use crate::server::{Listener, Server};
 use crate::socket::{Claim, Socket};
 use crate::spawn::Supervisor;
-use crate::sys;
 use crate::types::Signal;
 
 /// How long the end waits for calls that are being answered, that which asked for it above all.
@@ -113,8 +112,14 @@ fn serve_from<S: Entry>(args: &Args, beginning: Beginning, starter: &Starter) ->
     handle_signals(&S::CONFIG, &server, supervisor, &socket, &mut events)?;
     let failure = open_when_ready::<S>(&server, listener, socket.clone(), starter.clone(), &events);
     let ran = events.run();
-    server.workers.finish(ANSWER_LIMIT);
-    let left = server.publisher.flush(FLUSH_LIMIT);
+    let (workers, publisher) = (server.workers.clone(), server.publisher.clone());
+    if workers.finish(ANSWER_LIMIT) {
+        // What the author has made goes now, and its destructors are waited for as well.
+        drop(events);
+        drop(server);
+        workers.finish(ANSWER_LIMIT);
+    }
+    let left = publisher.flush(FLUSH_LIMIT);
     if left > 0 {
         log::error!("{left} events were left behind: containerd did not take them");
     }
@@ -138,7 +143,7 @@ fn open_log(config: &Config, setup: &Setup, in_foreground: bool, events: &mut Ev
     std::env::set_current_dir("/").context(|| "cannot change into `/`")
 }
 
-/// Runs the author's constructor on a thread of its own, then opens for business and says so. What goes wrong
+/// Runs the author's constructor on a thread of its own, which stays, then opens for business and says so. What goes wrong
 /// is left in the returned place, and ends the loop.
 fn open_when_ready<S: Entry>(
     server: &Arc<Server>,
@@ -150,6 +155,7 @@ fn open_when_ready<S: Entry>(
     let failure = Arc::new(Mutex::new(None));
     let (failed, server, main) = (failure.clone(), server.clone(), events.handle());
     let construct = move || {
+        let workers = server.workers.clone();
         let constructed = assembly::construct::<S>(&server);
         main.post(move |events| {
             let opened = constructed.and_then(|()| open(&server, listener, socket, &starter, events));
@@ -158,11 +164,8 @@ fn open_when_ready<S: Entry>(
                 events.stop();
             }
         });
-        // When a thread ends, its children go to the main thread, whose reaper would take their exits from the
-        // author's code that waits for them.
-        while sys::thread_has_children() {
-            std::thread::park();
-        }
+        // It is needed no more, and kept back for the day on which there is no other thread to be had.
+        workers.stand_by();
     };
     let spawned = std::thread::Builder::new().name("constructor".to_owned()).spawn(construct);
     if let Err(error) = spawned {

@@ -9,7 +9,7 @@ use ttrpc::proto::KeyValue;
 
 use super::budget::Kept;
 use super::reply::Responder;
-use super::{Place, Server, Shared};
+use super::{Authored, Need, Place, Server, Shared};
 use crate::api::Call;
 use crate::caller::{Caller, Cancellation};
 use crate::error::{Error, Result};
@@ -49,21 +49,32 @@ impl Registry {
     /// [`Error::unimplemented`]. A call that still waits for a thread when its client goes away is dropped.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken, by the task service for example.
+    /// `AlreadyExists` when the name is taken, as those of the task service are, in each of its versions: what answers
+    /// its calls is the [`Task`](crate::Task).
     pub fn add<F>(&mut self, name: &str, handler: F) -> Result<()>
     where
         F: Fn(&Call<'_>, &str, &[u8]) -> Result<Vec<u8>> + Send + Sync + 'static,
     {
+        if is_task_service(name) {
+            let message = format!("the service `{name}` is the task service; answer its calls by a `Task`");
+            return Err(Error::already_exists(message));
+        }
         if self.0.contains_key(name) {
             return Err(Error::already_exists(format!("the service `{name}` is there already")));
         }
-        self.insert(name, Arc::new(Custom(Arc::new(handler))));
+        self.insert(name, Arc::new(Custom(Arc::new(Authored::new(handler)))));
         Ok(())
     }
 }
 
+/// The task service's name in a version of the API, known or still to come.
+fn is_task_service(name: &str) -> bool {
+    let version = name.strip_prefix("containerd.task.v").and_then(|rest| rest.strip_suffix(".Task"));
+    version.is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// A service of the author's own.
-struct Custom<F>(Arc<F>);
+struct Custom<F: Send + 'static>(Arc<Authored<F>>);
 
 impl<F> Service for Custom<F>
 where
@@ -71,7 +82,7 @@ where
 {
     fn handle(&self, incoming: Incoming<'_>) {
         let (method, handler) = (incoming.method.to_owned(), self.0.clone());
-        incoming.offload(Place::Foreign, move |call, payload| handler(call, &method, payload));
+        incoming.offload(Place::Foreign, move |call, payload| (**handler)(call, &method, payload));
     }
 }
 
@@ -133,7 +144,9 @@ impl Incoming<'_> {
         let (answering, payload) = (responder.clone(), self.payload);
         let caller = Caller::of(self.method, deadline, &cancelled);
         let wanted_by = is_for_its_caller_alone(self.method).then(|| cancelled.clone());
-        let taken = self.server.workers.offer_while_wanted(place, wanted_by, move || {
+        // What ends containers is done even where the system gives no thread any more.
+        let need = if matches!(self.method, "Kill" | "Delete") { Need::Vital } else { Need::Refusable };
+        let taken = self.server.workers.offer_while_wanted(place, need, wanted_by, move || {
             let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
             answering.finish(caller.while_working(|| caught(|| work(&call, &payload))));
@@ -159,14 +172,15 @@ impl Incoming<'_> {
     }
 
     /// Hands a parked call to `work` on a worker; `work` answers by itself.
-    pub(crate) fn run_foreign(
+    pub(crate) fn run_parked(
         self,
+        place: Place,
         parked: Parked,
         work: impl FnOnce(&Call<'_>, &[u8], Responder) + Send + 'static,
     ) {
         let (context, deadline, metadata) = (self.server.context.clone(), self.deadline, self.metadata);
         let (Parked { responder, cancelled, kept }, payload) = (parked, self.payload);
-        self.server.workers.run_while_wanted(Place::Foreign, cancelled, move || {
+        self.server.workers.run_while_wanted(place, cancelled, move || {
             let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: None };
             let _ = caught(|| {
@@ -198,4 +212,23 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::internal(format!("the shim panicked: {}", panic_message(&*panic))))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn the_names_of_the_task_service_are_taken_and_others_once_they_are_added() {
+        let mut registry = Registry::default();
+        let mut add = |name| registry.add(name, |_, _, _| Ok(Vec::new()));
+        for name in ["containerd.task.v2.Task", "containerd.task.v3.Task", "containerd.task.v4.Task"] {
+            let error = add(name).unwrap_err();
+            assert_eq!(error.code(), Code::AlreadyExists);
+            assert!(error.to_string().contains("answer its calls by a `Task`"), "{error}");
+        }
+        add("example.v1.Service").unwrap();
+        assert_eq!(add("example.v1.Service").unwrap_err().code(), Code::AlreadyExists);
+    }
 }

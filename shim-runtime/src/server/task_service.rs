@@ -1,6 +1,7 @@
 //! Which RPC of the task service runs where. Version 2 and 3 differ in the service's name alone
 //! (contract 6), so both names lead here.
 
+use std::any::TypeId;
 use std::sync::Arc;
 
 use protobuf::Message;
@@ -9,56 +10,74 @@ use super::reply::{Reply, encode};
 use super::service::{Incoming, Service};
 use super::underway::Underway;
 use super::workers::process_name;
-use super::{Place, Registry};
+use super::{Authored, Place, Registry};
 use crate::api::{
-    Call, CheckpointTaskRequest, CreateTaskRequest, DeleteRequest, PauseRequest, ResumeRequest, StartRequest,
-    Task, UpdateTaskRequest, WaitRequest,
+    Call, CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
+    ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StateRequest, StatsRequest, Task, UpdateTaskRequest, WaitRequest,
 };
 use crate::error::{Error, Result};
 use crate::socket::GIVE_UP_KEY;
 
 /// A task behind the wire.
-pub(crate) struct TaskService<T> {
-    task: Arc<T>,
+pub(crate) struct TaskService<T: Task> {
+    task: Arc<Authored<T>>,
+    /// It is the runtime's own, whose quick methods never block.
+    answers_at_once: bool,
     deletes: Underway,
 }
 
 type Method<T, Q, R> = fn(&T, &Call<'_>, Q) -> Result<R>;
 
 impl<T: Task> TaskService<T> {
-    /// Offers `task` under each of the given versions of the API.
-    pub(crate) fn register(task: T, versions: &[u8], registry: &mut Registry) {
-        let service = Arc::new(Self { task: Arc::new(task), deletes: Underway::default() });
+    /// Offers `task` under each of the given versions of the API. Only the runtime's own, which is of the type `Own`,
+    /// is asked on the loop.
+    pub(crate) fn register<Own: 'static>(task: T, versions: &[u8], registry: &mut Registry) {
+        let answers_at_once = TypeId::of::<T>() == TypeId::of::<Own>();
+        let task = Arc::new(Authored::new(task));
+        let service = Arc::new(Self { task, answers_at_once, deletes: Underway::default() });
         for version in versions {
             registry.insert(&format!("containerd.task.v{version}.Task"), service.clone());
         }
     }
 
-    /// Never blocks in the runtime's own code, which answers on the loop; an author's goes aside.
-    fn quick<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        if self.task.answers_at_once() {
+    /// Never blocks in the runtime's own code, which answers on the loop. An author's waits for none of the author's
+    /// other calls.
+    fn quick<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
+        if self.answers_at_once {
             incoming.answer_with(|call| encode(&method(&self.task, call, decode(&incoming.payload)?)?));
         } else {
-            self.aside(incoming, method);
+            let name = incoming.method;
+            self.offload(incoming, |request: &Q| Place::Look(request.lane(name)), method);
         }
     }
 
     /// May overlap whatever else its process does.
-    fn aside<Q: Message, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        self.offload(incoming, Place::Aside, method);
+    fn aside<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
+        let name = incoming.method;
+        self.offload(incoming, |request: &Q| Place::Aside(request.lane(name)), method);
     }
 
     /// Moves a process through its life, after all such calls for it that came before.
     fn ordered<Q: Message + Named, R: Message>(&self, incoming: Incoming<'_>, method: Method<T, Q, R>) {
-        match decode::<Q>(&incoming.payload) {
-            Err(error) => incoming.answer(Err(error)),
-            Ok(request) => self.offload(incoming, request.place(), method),
-        }
+        self.offload(incoming, Q::place, method);
     }
 
-    fn offload<Q: Message, R: Message>(&self, incoming: Incoming<'_>, place: Place, method: Method<T, Q, R>) {
-        let task = self.task.clone();
-        incoming.offload(place, move |call, payload| encode(&method(&task, call, decode(payload)?)?));
+    fn offload<Q: Message, R: Message>(
+        &self,
+        incoming: Incoming<'_>,
+        place: impl FnOnce(&Q) -> Place,
+        method: Method<T, Q, R>,
+    ) {
+        match decode::<Q>(&incoming.payload) {
+            Err(error) => incoming.answer(Err(error)),
+            Ok(request) => {
+                let task = self.task.clone();
+                let work =
+                    move |call: &Call<'_>, payload: &[u8]| encode(&method(&task, call, decode(payload)?)?);
+                incoming.offload(place(&request), work);
+            }
+        }
     }
 
     /// Holds the server from its reading on: until it has made its task, nothing else would, and an end that
@@ -98,19 +117,19 @@ impl<T: Task> TaskService<T> {
         }
     }
 
-    /// Parks its answer. An author's method runs aside and may park it there.
+    /// Parks its answer. An author's method runs on a worker and may park it there.
     fn wait(&self, incoming: Incoming<'_>) {
         let prepared =
             decode::<WaitRequest>(&incoming.payload).and_then(|request| Ok((request, incoming.park()?)));
         match prepared {
             Err(error) => incoming.answer(Err(error)),
-            Ok((request, parked)) if self.task.answers_at_once() => {
+            Ok((request, parked)) if self.answers_at_once => {
                 let reply = Reply::new(parked.responder);
                 incoming.with_call(|call| self.task.wait(call, request, reply));
             }
-            Ok((_, parked)) => {
-                let task = self.task.clone();
-                incoming.run_foreign(parked, move |call, payload, responder| {
+            Ok((request, parked)) => {
+                let (task, place) = (self.task.clone(), Place::Look(request.lane("Wait")));
+                incoming.run_parked(place, parked, move |call, payload, responder| {
                     let reply = Reply::new(responder);
                     match decode(payload) {
                         Ok(request) => task.wait(call, request, reply),
@@ -163,6 +182,11 @@ trait Named {
     fn place(&self) -> Place {
         Place::Mailbox(self.process())
     }
+
+    /// A text that only calls of this method for the same process have.
+    fn lane(&self, method: &str) -> String {
+        [method, " ", &self.process()].concat()
+    }
 }
 
 /// One impl for each request: those that may name an exec, and those that always mean the init.
@@ -185,4 +209,14 @@ named!(
     ResumeRequest => |_| "",
     UpdateTaskRequest => |_| "",
     CheckpointTaskRequest => |_| "",
+    StateRequest => |request| &request.exec_id,
+    ConnectRequest => |_| "",
+    ExecProcessRequest => |request| &request.exec_id,
+    CloseIORequest => |request| &request.exec_id,
+    ResizePtyRequest => |request| &request.exec_id,
+    ShutdownRequest => |_| "",
+    KillRequest => |request| &request.exec_id,
+    StatsRequest => |_| "",
+    PidsRequest => |_| "",
+    WaitRequest => |request| &request.exec_id,
 );

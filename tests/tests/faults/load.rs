@@ -11,9 +11,9 @@ use super::{
     raw, request, sleeping, state_request, status, until, wait_request,
 };
 
-/// What a shim has at the most that serves no blocking call: the main thread, the publisher, and a worker of
-/// each of two kinds that has not ended yet.
-const THREADS: usize = 4;
+/// What a shim has at the most that serves no blocking call: the main thread, the publisher, the thread that is kept
+/// back, and a worker of each of two kinds that has not ended yet.
+const THREADS: usize = 5;
 
 fn connections(shim: &Shim, count: usize) -> Result<Vec<RawConnection>> {
     (0..count).map(|_| raw(shim)).collect()
@@ -393,6 +393,46 @@ fn with_64_hung_starts_and_200_queued_all_other_calls_are_answered() -> Result<(
     assert!(shim.server()?.ended_within(LIMIT), "hung calls do not keep the shim");
     assert!(!shim.socket().exists());
     Ok(())
+}
+
+/// Of a task of the author's, whose every call goes to a worker.
+#[test]
+fn state_connect_and_wait_are_answered_while_the_author_s_kills_and_states_hang() -> Result<()> {
+    let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+    let bundle =
+        bundle(&ctrd, "c1", "").annotation("fixture/task", "wrapped").args(["sleep", "1000"]).build()?;
+    let shim = ctrd.start(FIXTURE, &bundle)?;
+    let (task, waiting) = (shim.task(), shim.run()?);
+    let server = shim.server()?.pid();
+    let mut hung = raw(&shim)?;
+    for n in 0..200 {
+        // More than there are threads of that kind, and more than one container may have.
+        for id in [format!("hangs-{}", n % 100), "hangs-0".to_owned()] {
+            let kill = api::KillRequest { id, signal: 9, ..Default::default() };
+            hung.begin(TASK, "Kill", kill.write_to_bytes().unwrap())?;
+        }
+    }
+    until("hung kills", || status(server, "Threads") >= 64);
+    assert_eq!(task.state()?.status, api::Status::RUNNING.into());
+    assert_ne!(task.connect()?.task_pid, 0);
+    let state = api::StateRequest { id: "hangs-1".into(), ..Default::default() };
+    for _ in 0..64 {
+        hung.begin(TASK, "State", state.write_to_bytes().unwrap())?;
+    }
+    assert_eq!(task.state()?.status, api::Status::RUNNING.into());
+    assert_ne!(task.connect()?.task_pid, 0);
+    assert_eq!(task.exec("e1").state().unwrap_err().code(), Some(Code::NotFound));
+    // The end of the init is told to who waited before, and to who waits now.
+    let pid = Pid::new(task.state()?.pid).unwrap();
+    shim_runtime::testing::Process::open(pid)?.signal(Signal::KILL)?;
+    assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+    assert_eq!(task.wait().answer(LIMIT)?.exit_status, 137);
+    task.delete()?;
+    assert!(status(server, "Threads") <= 64 + 4 + 5, "{} threads", status(server, "Threads"));
+    shim.server()?.signal(Signal::TERM)?;
+    assert!(shim.server()?.ended_within(LIMIT), "hung calls do not keep the shim");
+    bundle.remove()?;
+    ctrd.check_leaks()
 }
 
 #[test]

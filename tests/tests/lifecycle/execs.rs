@@ -260,9 +260,9 @@ fn the_deletion_of_a_container_that_was_never_started_ends_its_execs_first() -> 
         let exec = shim.task().exec("e1");
         exec.add(&bundle, &["sleep", "1000"], &ctrd.stdio("e1", Mode::Null, false)?)?;
         exec.start()?;
-        let waiting = exec.wait();
+        let waiting = Parked::new(&shim, "e1")?;
         shim.task().delete()?;
-        assert_eq!(waiting.answer(LIMIT)?.exit_status, 137);
+        assert_eq!(waiting.answer()?, 137);
         shim.end()?;
         let last = if kind.is_empty() { "delete c1 137" } else { "delete c1 0" };
         let begun = ["create c1", "exec-added c1/e1", "exec-started c1/e1"];

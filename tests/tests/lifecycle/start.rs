@@ -460,3 +460,23 @@ fn the_server_is_put_into_the_shim_cgroup_of_the_options() -> Result<()> {
     assert!(member.lines().any(|line| line.ends_with(&format!(":pids:/{name}"))), "{member}");
     ctrd.check()
 }
+
+#[test]
+fn the_author_s_own_destructors_run_at_the_end_and_never_on_the_main_thread() -> Result<()> {
+    for how in ["shut down", "killed by SIGTERM"] {
+        let ctrd = FakeContainerd::new(Dialect::PARAMS)?;
+        let dropped = ctrd.root().join("dropped");
+        let bundle =
+            bundle(&ctrd, "c1", "").annotation("fixture/dropped", &dropped.display().to_string()).build()?;
+        let mut shim = ctrd.start(FIXTURE, &bundle)?;
+        if how == "shut down" {
+            shim.end()?;
+        } else {
+            shim.server()?.signal(Signal::TERM)?;
+            assert!(shim.server()?.ended_within(LIMIT));
+            shim.abandon();
+        }
+        assert_eq!(std::fs::read_to_string(&dropped)?, "worker", "{how}");
+    }
+    Ok(())
+}
