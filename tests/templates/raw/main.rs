@@ -115,9 +115,9 @@ impl Task for HelloRuntime {
             let status = program.run().unwrap_or(1);
             // containerd's clients hang up when they know of an end, so it is told once the output was read.
             let ended = program.clone();
-            program
-                .streams
-                .on_delivered(move || drop(ended.end(status)));
+            program.streams.on_delivered(move || {
+                ended.end(status);
+            });
         });
         Ok(StartResponse {
             pid: Pid::own().get(),
