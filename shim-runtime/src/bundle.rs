@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::confine;
 use crate::error::{Error, Result, WithContext};
 use crate::files;
 use crate::mount;
@@ -294,20 +295,62 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// Whether exec can never give it more privileges.
     pub no_new_privileges: bool,
+    /// What it may do as root, or in place of it; without the object all that the shim may do.
+    pub capabilities: Option<CapabilitiesSpec>,
+    /// What it may use of the system's resources. Those that are not named stay as the shim has them.
+    pub rlimits: Vec<RlimitSpec>,
+    /// How readily the kernel kills it for want of memory, from -1000 to 1000; without one as readily as the shim.
+    pub oom_score_adj: Option<i32>,
+    /// The profile that `AppArmor` confines it to.
+    pub apparmor_profile: String,
+    /// The label that `SELinux` gives it.
+    pub selinux_label: String,
+}
+
+/// The `capabilities` object of [`ProcessSpec`]: names such as `CAP_KILL`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct CapabilitiesSpec {
+    /// The most that it, and whatever it executes, can ever have.
+    pub bounding: Vec<String>,
+    /// Those that it uses.
+    pub effective: Vec<String>,
+    /// Those that a program may pass on.
+    pub inheritable: Vec<String>,
+    /// Those that it may use.
+    pub permitted: Vec<String>,
+    /// Those that a program has which nobody gave any.
+    pub ambient: Vec<String>,
+}
+
+/// An element of `rlimits` of [`ProcessSpec`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RlimitSpec {
+    /// Such as `RLIMIT_NOFILE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What counts.
+    pub soft: u64,
+    /// Up to where the process itself may raise that.
+    pub hard: u64,
 }
 
 impl ProcessSpec {
     /// The command that it describes, ready but for stdio and root: program, arguments, environment, working
-    /// directory, and as root the user. Capabilities and limits are not applied.
+    /// directory, limits, out-of-memory score, labels, and as root the user and the capabilities. What is not in this
+    /// struct is not applied: `ioPriority`, `scheduler` and `execCPUAffinity`.
     ///
     /// # Errors
-    /// `InvalidArgument` without a program.
+    /// `InvalidArgument` without a program and for a limit that there is not; `FailedPrecondition` for a label of a
+    /// security module that the host does not have. What the kernel does not allow is an error of the command's start.
     pub fn command(&self) -> Result<Command> {
         let Some((program, args)) = self.args.split_first() else {
             return Err(Error::invalid_argument("the process specification has no `args`"));
         };
         let mut command = Command::new(program);
         command.args(args).env_clear().no_new_privileges(self.no_new_privileges);
+        command.confine(confine::of(self)?);
         for variable in &self.env {
             let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
             command.env(key, value);

@@ -73,6 +73,7 @@ mod bootstrap;
 mod bundle;
 mod caller;
 mod cgroup;
+mod confine;
 #[doc = include_str!("../docs/contract.md")]
 #[expect(clippy::doc_markdown, reason = "the names of RPCs and events are words of the field there")]
 pub mod contract {}
@@ -111,7 +112,10 @@ pub use api::{
     Call, Child, Container, Context, Create, Event, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started,
     Target, Task,
 };
-pub use bundle::{Bundle, ConsoleSize, LinuxSpec, NamespaceSpec, ProcessSpec, RootSpec, Spec, UserSpec};
+pub use bundle::{
+    Bundle, CapabilitiesSpec, ConsoleSize, LinuxSpec, NamespaceSpec, ProcessSpec, RlimitSpec, RootSpec, Spec,
+    UserSpec,
+};
 pub use entry::{Config, Entry};
 pub use error::{Code, Error, Result, WithContext};
 pub use managed::Managed;

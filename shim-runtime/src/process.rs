@@ -1,5 +1,5 @@
 //! A ready-made container: the bundle's `process.args`, straight on the host, inside the bundle's root file
-//! system where the shim may change into it. Namespaces and limits of the specification are not applied.
+//! system where the shim may change into it.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,15 @@ use crate::types::{Pid, Signal};
 
 /// A process on the host, and whatever it starts in its process group.
 ///
-/// As root, with a root file system in the bundle, it runs inside it (`chroot`) and under the user of the
-/// specification; otherwise where and as whom the shim runs. Its group dies with it.
+/// As root, with a root file system in the bundle, it runs inside it (`chroot`), under the user and with the
+/// capabilities of the specification; otherwise where and as whom the shim runs. Its group dies with it.
+///
+/// Of the specification's `process`, and of an exec's, these are applied: `args`, `env`, `cwd`, `terminal`,
+/// `consoleSize`, `user` and `capabilities` (as root), `noNewPrivileges`, `rlimits`, `oomScoreAdj`, `apparmorProfile`
+/// and `selinuxLabel`. What is not named stays as the shim has it. A limit, a score or a label that cannot be applied
+/// fails the creation, or the start of the exec. Not applied are `ioPriority`, `scheduler` and `execCPUAffinity`, and
+/// whatever does not belong to a process: namespaces, cgroups and their limits, `mounts`, seccomp, devices, hooks,
+/// `sysctl`, `hostname`, masked and read-only paths. A container that needs those is one for an OCI runtime.
 ///
 /// ```
 /// use shim_runtime::prelude::*;

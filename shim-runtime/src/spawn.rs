@@ -20,7 +20,7 @@ use crate::crash;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::reaper::{ExitSlot, Group, Guard, Reaper};
-use crate::sys::{self, Image, RECORD, Step, Tie};
+use crate::sys::{self, Confinement, Image, RECORD, Step, Tie};
 use crate::types::{Exit, Pid, Signal};
 use crate::wait::wait_for_any;
 
@@ -59,6 +59,7 @@ pub struct Command {
     death_signal: bool,
     namespaces: CloneFlags,
     no_new_privileges: bool,
+    confinement: Confinement,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +87,7 @@ impl Command {
             death_signal: false,
             namespaces: CloneFlags::empty(),
             no_new_privileges: false,
+            confinement: Confinement::default(),
         }
     }
 
@@ -168,6 +170,12 @@ impl Command {
         self
     }
 
+    /// What the child may do and use.
+    pub(crate) fn confine(&mut self, confinement: Confinement) -> &mut Self {
+        self.confinement = confinement;
+        self
+    }
+
     /// Gives the child a descriptor under a number; 0, 1 and 2 are the standard ones.
     pub fn descriptor(&mut self, number: RawFd, fd: impl Into<OwnedFd>) -> &mut Self {
         self.descriptors.retain(|(_, taken)| *taken != number);
@@ -246,6 +254,7 @@ impl Command {
             new_namespaces: self.namespaces.bits(),
             terminal: self.terminal,
             no_new_privileges: self.no_new_privileges,
+            confinement: self.confinement.clone(),
             tie: self.death_signal.then(|| Tie { stops_first: crash::stops_commands() }),
             descriptors: lifted.collect::<Result<_>>()?,
             status: lift(status_write, floor)?,
@@ -388,6 +397,11 @@ impl Status {
             Step::Privileges => "cannot give up new privileges".to_owned(),
             Step::DeathSignal => "cannot be tied to the shim's life".to_owned(),
             Step::Namespaces => "cannot make its namespaces".to_owned(),
+            Step::OomScore => "cannot set its `oomScoreAdj`".to_owned(),
+            Step::Limits => "cannot set its `rlimits`".to_owned(),
+            Step::AppArmor => "cannot apply its `apparmorProfile`".to_owned(),
+            Step::Selinux => "cannot apply its `selinuxLabel`".to_owned(),
+            Step::Capabilities => "cannot set its `capabilities`".to_owned(),
             Step::Program | Step::Exec | Step::Ready => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 return Error::other(format!("cannot execute `{}`: {error}", self.program));

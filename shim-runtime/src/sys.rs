@@ -40,6 +40,11 @@ pub(crate) enum Step {
     Privileges,
     DeathSignal,
     Namespaces,
+    OomScore,
+    Limits,
+    AppArmor,
+    Selinux,
+    Capabilities,
     /// No candidate for the program can be executed.
     Program,
     Exec,
@@ -48,7 +53,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 19] = [
         Self::Descriptors,
         Self::Session,
         Self::Terminal,
@@ -60,6 +65,11 @@ impl Step {
         Self::Privileges,
         Self::DeathSignal,
         Self::Namespaces,
+        Self::OomScore,
+        Self::Limits,
+        Self::AppArmor,
+        Self::Selinux,
+        Self::Capabilities,
         Self::Program,
         Self::Exec,
         Self::Ready,
@@ -94,6 +104,7 @@ pub(crate) struct Image {
     /// The number, in the child, of the terminal that is to control the new session.
     pub(crate) terminal: Option<RawFd>,
     pub(crate) no_new_privileges: bool,
+    pub(crate) confinement: Confinement,
     /// Whether it dies with its parent.
     pub(crate) tie: Option<Tie>,
     /// Descriptors for the child with their numbers there, ascending. Each source lies above [`Image::floor`].
@@ -108,6 +119,32 @@ pub(crate) struct Image {
 pub(crate) struct Tie {
     /// A test has it stop just before it is.
     pub(crate) stops_first: bool,
+}
+
+/// What a child may do and use, in the forms that the kernel takes. What is not set stays as its parent has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Confinement {
+    /// What is written to `oom_score_adj`.
+    pub(crate) oom_score: Option<CString>,
+    /// Resources by their numbers, each with its soft and its hard limit.
+    pub(crate) limits: Vec<(u32, [u64; 2])>,
+    /// What `AppArmor` is told of the next exec.
+    pub(crate) apparmor: Option<CString>,
+    /// What `SELinux` is told of the next exec.
+    pub(crate) selinux: Option<CString>,
+    pub(crate) capabilities: Option<Capabilities>,
+}
+
+/// The sets of a process's capabilities, a bit for each one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) ambient: u64,
+    /// The highest one that the kernel knows.
+    pub(crate) last: u32,
 }
 
 impl Image {
@@ -246,13 +283,18 @@ fn change_identity(image: &Image) -> Result<(), Failed> {
         let done = unsafe { libc::ioctl(number, libc::TIOCSCTTY, 0) };
         check(libc::c_long::from(done), Step::Terminal)?;
     }
+    confine(&image.confinement)?;
     if let Some(root) = &image.root {
         // SAFETY: a valid C string.
         check(libc::c_long::from(unsafe { libc::chroot(root.as_ptr()) }), Step::Root)?;
         // SAFETY: a valid C string. Without this the old root could still be reached through the cwd.
         check(libc::c_long::from(unsafe { libc::chdir(c"/".as_ptr()) }), Step::Root)?;
     }
+    let capabilities = image.confinement.capabilities.as_ref();
+    // What is given up for good is given up first: it takes a capability to do so.
+    capabilities.map_or(Ok(()), bound_capabilities)?;
     change_ids(image)?;
+    capabilities.map_or(Ok(()), set_capabilities)?;
     if let Some(cwd) = &image.cwd {
         // SAFETY: a valid C string.
         check(libc::c_long::from(unsafe { libc::chdir(cwd.as_ptr()) }), Step::Cwd)?;
@@ -282,6 +324,85 @@ fn die_with(parent: libc::pid_t, tie: &Tie) -> Result<(), Failed> {
     // No signal comes of a parent that has died before.
     // SAFETY: no precondition.
     if unsafe { libc::getppid() } == parent { Ok(()) } else { exit_now() }
+}
+
+/// Applies what needs the host's `/proc` and the shim's rights, which are gone in a new root and under other ids.
+fn confine(confinement: &Confinement) -> Result<(), Failed> {
+    if let Some(score) = &confinement.oom_score {
+        write_file(c"/proc/self/oom_score_adj", score).map_err(|errno| (Step::OomScore, errno))?;
+    }
+    if let Some(profile) = &confinement.apparmor {
+        // Its own file, since kernel 5.8; where it is the only module of its kind, also the common one.
+        let told = match write_file(c"/proc/self/attr/apparmor/exec", profile) {
+            Err(libc::ENOENT) => write_file(c"/proc/self/attr/exec", profile),
+            told => told,
+        };
+        told.map_err(|errno| (Step::AppArmor, errno))?;
+    }
+    if let Some(label) = &confinement.selinux {
+        write_file(c"/proc/self/attr/exec", label).map_err(|errno| (Step::Selinux, errno))?;
+    }
+    for (resource, limit) in &confinement.limits {
+        let nothing: *mut u64 = ptr::null_mut();
+        // SAFETY: the pointer is to the two numbers of a limit, which are only read; the old one is not asked for.
+        let done = unsafe { libc::syscall(libc::SYS_prlimit64, 0, *resource, limit.as_ptr(), nothing) };
+        check(done, Step::Limits)?;
+    }
+    Ok(())
+}
+
+/// Writes a text to a file of the kernel's, in one piece.
+fn write_file(path: &CStr, text: &CStr) -> Result<(), i32> {
+    // SAFETY: a valid C string.
+    let file = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if file < 0 {
+        return Err(errno());
+    }
+    // SAFETY: the pointer and the length are of one text.
+    let written = unsafe { libc::write(file, text.as_ptr().cast(), text.count_bytes()) };
+    let result = if written < 0 { Err(errno()) } else { Ok(()) };
+    // SAFETY: it was opened here, and nothing else has it.
+    unsafe { libc::close(file) };
+    result
+}
+
+/// Gives up for good the capabilities that no program may ever have again, and keeps the others through a change of
+/// ids.
+fn bound_capabilities(wanted: &Capabilities) -> Result<(), Failed> {
+    for number in (0..=wanted.last).filter(|number| wanted.bounding & (1 << number) == 0) {
+        if control(libc::PR_CAPBSET_READ, [number, 0]) == 1 {
+            check(control(libc::PR_CAPBSET_DROP, [number, 0]), Step::Capabilities)?;
+        }
+    }
+    // An exec takes this back.
+    check(control(libc::PR_SET_KEEPCAPS, [1, 0]), Step::Capabilities)
+}
+
+/// A `prctl` whose arguments are numbers. The kernel reads all five of them, as words of its own size.
+fn control(what: libc::c_int, arguments: [u32; 2]) -> libc::c_long {
+    let [first, second] = arguments.map(libc::c_ulong::from);
+    let none: libc::c_ulong = 0;
+    // SAFETY: no pointers are passed.
+    libc::c_long::from(unsafe { libc::prctl(what, first, second, none, none) })
+}
+
+fn set_capabilities(wanted: &Capabilities) -> Result<(), Failed> {
+    // What the kernel's `capget.h` calls version 3: 64 capabilities, of which it takes the lower half first.
+    const VERSION: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION, 0];
+    let half = |shift: u32| {
+        [wanted.effective, wanted.permitted, wanted.inheritable].map(|set| (set >> shift) as u32)
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: the pointers are to a header, and to the two sets of three words that its version has.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    check(done, Step::Capabilities)?;
+    let [clear, raise] = [libc::PR_CAP_AMBIENT_CLEAR_ALL, libc::PR_CAP_AMBIENT_RAISE].map(|what| what as u32);
+    check(control(libc::PR_CAP_AMBIENT, [clear, 0]), Step::Capabilities)?;
+    for number in (0..=wanted.last).filter(|number| wanted.ambient & (1 << number) != 0) {
+        check(control(libc::PR_CAP_AMBIENT, [raise, number]), Step::Capabilities)?;
+    }
+    Ok(())
 }
 
 /// Raw system calls, for libc's wrappers want to tell other threads, of which a forked child has none.

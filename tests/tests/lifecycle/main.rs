@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod bad_input;
+mod confinement;
 mod crashes;
 mod deletes;
 mod execs;
