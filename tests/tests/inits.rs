@@ -34,8 +34,8 @@ fn words(outcome: &str) -> &'static str {
         "second" => "has its init process already; start others by `Context::spawn_gated`",
         "wrong" => "tell that one, or none",
         "known" => "is known already",
-        // Whether its end was noticed before is open.
-        "refused" => "cannot start container",
+        // Which words, depends on whether its end was noticed before.
+        "refused" => "",
         other => panic!("no outcome `{other}`"),
     }
 }

@@ -44,7 +44,14 @@ create | exec | restore)
     ;;
 state) cat "$dir/state" 2>/dev/null ;;
 delete) [ ! -e "$dir/shim-dies" ] || kill -s KILL "$(cat "$dir/init")" ;;
-kill) kill -s "$before" "$(cat "$dir/init")" ;;
+kill)
+    init=$(cat "$dir/init")
+    # Once it has ended its number may be another's. Before its program runs it has the name of this one.
+    case $(cat "/proc/$init/comm" 2>/dev/null) in
+    sleep | engine) kill -s "$before" "$init" ;;
+    *) echo "no such process" >&2 && exit 1 ;;
+    esac
+    ;;
 update) cat >"$dir/resources" ;;
 ps) echo "[$(cat "$dir/init")]" ;;
 esac
