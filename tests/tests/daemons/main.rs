@@ -60,6 +60,9 @@ macro_rules! common {
             tests! { $release, $example, crate::streams,
                 run_with_a_terminal_has_its_size_and_gets_what_is_typed
                 exec_with_a_terminal_has_its_size_and_gets_what_is_typed
+                a_terminal_that_nobody_holds_for_a_moment_goes_on
+                what_is_typed_faster_than_it_is_read_arrives_whole
+                a_megabyte_passes_through_a_terminal_in_both_directions_at_once
                 a_log_file_gets_all_output
                 a_logging_program_gets_all_output
                 clients_attach_one_after_the_other_and_across_a_restart

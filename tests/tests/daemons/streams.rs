@@ -30,6 +30,61 @@ pub(crate) fn exec_with_a_terminal_has_its_size_and_gets_what_is_typed(daemon: &
     daemon.kill_and_remove("c");
 }
 
+/// Lets go of its terminal for a while, as a service manager does, and goes on with it. Where there is no console
+/// the process's controlling terminal has its name.
+const LETS_GO: &str = "[ -c /dev/console ] || { busybox mkdir -p /dev; busybox mknod /dev/console c 5 0; }; \
+                       stty -echo; echo first; exec <&- >&- 2>&-; sleep 1; echo second >/dev/console; \
+                       seq 40000 >/dev/console; read a </dev/console; echo got $a >/dev/console; exit 3";
+
+pub(crate) fn a_terminal_that_nobody_holds_for_a_moment_goes_on(daemon: &mut Daemon) {
+    let args = daemon.run_args(&["--rm", "--tty"], "c", &["sh", "-c", LETS_GO]);
+    hear_it_out(daemon.ctr_command(&args));
+    daemon.run_detached("c", &["sleep", "1000"]);
+    let exec = ["task", "exec", "--tty", "--fifo-dir", &daemon.fifos, "--exec-id", "e", "c"];
+    hear_it_out(daemon.ctr_command(&[&exec, &["sh", "-c", LETS_GO][..]].concat()));
+    daemon.kill_and_remove("c");
+}
+
+/// Runs `ctr` on a terminal, for [`LETS_GO`].
+fn hear_it_out(mut ctr: Command) {
+    let mut console = Console::open(33, 91);
+    let mut child = console.spawn(&mut ctr);
+    for text in ["first", "second", "40000"] {
+        console.expect(text);
+    }
+    console.master.write_all(b"word\r").expect("type");
+    console.expect("got word");
+    assert_eq!(child.wait().expect("reap ctr").code(), Some(3));
+}
+
+pub(crate) fn what_is_typed_faster_than_it_is_read_arrives_whole(daemon: &mut Daemon) {
+    let script = "stty raw -echo; echo ready; sleep 1; head -c 20000 | wc -c; head -c 4; exit 3";
+    let args = daemon.run_args(&["--rm", "--tty"], "c", &["sh", "-c", script]);
+    let mut console = Console::open(33, 91);
+    let mut child = console.spawn(&mut daemon.ctr_command(&args));
+    console.expect("ready");
+    console.master.write_all(&[b'x'; 20_000]).expect("type");
+    console.expect("20000");
+    console.master.write_all(b"word").expect("type");
+    console.expect("word");
+    assert_eq!(child.wait().expect("reap ctr").code(), Some(3));
+}
+
+pub(crate) fn a_megabyte_passes_through_a_terminal_in_both_directions_at_once(daemon: &mut Daemon) {
+    const BYTES: usize = 1 << 20;
+    let script = format!("stty raw -echo; echo ready; head -c {BYTES}; echo end; exit 3");
+    let args = daemon.run_args(&["--rm", "--tty"], "c", &["sh", "-c", &script]);
+    let mut console = Console::open(33, 91);
+    let mut child = console.spawn(&mut daemon.ctr_command(&args));
+    console.expect("ready");
+    let mut types = console.master.try_clone().expect("share the terminal");
+    let typing = thread::spawn(move || types.write_all(&vec![b'x'; BYTES]));
+    console.expect("end");
+    typing.join().expect("no panic").expect("type");
+    assert_eq!(console.seen.matches('x').count(), BYTES);
+    assert_eq!(child.wait().expect("reap ctr").code(), Some(3));
+}
+
 /// Runs `ctr` on a terminal, for [`ON_A_TERMINAL`].
 fn talk(mut ctr: Command) {
     let mut console = Console::open(33, 91);
