@@ -103,6 +103,7 @@ mod stdio;
 #[expect(unsafe_code, reason = "the one place for system calls that have no safe interface")]
 mod sys;
 #[cfg(feature = "testing")]
+#[doc(hidden)]
 pub mod testing;
 mod types;
 mod wait;

@@ -41,15 +41,9 @@ const REFUSALS: u32 = 10;
 #[derive(Clone)]
 pub(crate) struct Publisher(Arc<Shared>);
 
-/// Takes events in containerd's place.
-#[cfg(feature = "testing")]
-type Sink = Box<dyn Fn(&Envelope) + Send + Sync>;
-
 struct Shared {
     /// containerd's TTRPC socket.
     address: String,
-    #[cfg(feature = "testing")]
-    sink: Option<Sink>,
     namespace: String,
     state: Mutex<State>,
     changed: Condvar,
@@ -77,21 +71,6 @@ impl Publisher {
         let address = address.strip_prefix(crate::socket::SCHEME).unwrap_or(address).to_owned();
         let shared = Shared {
             address,
-            #[cfg(feature = "testing")]
-            sink: None,
-            namespace: namespace.to_owned(),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        };
-        Self(Arc::new(shared))
-    }
-
-    /// Hands each event to `sink` where it is published, without queue and thread.
-    #[cfg(feature = "testing")]
-    pub(crate) fn to_sink(namespace: &str, sink: impl Fn(&Envelope) + Send + Sync + 'static) -> Self {
-        let shared = Shared {
-            address: String::new(),
-            sink: Some(Box::new(sink)),
             namespace: namespace.to_owned(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -102,10 +81,6 @@ impl Publisher {
     /// Queues an event. Its time is now; its order is the order of these calls.
     pub(crate) fn publish(&self, topic: &'static str, type_name: &str, event: &impl Message) {
         let Some(envelope) = self.envelope(topic, type_name, event) else { return };
-        #[cfg(feature = "testing")]
-        if let Some(sink) = &self.0.sink {
-            return sink(&envelope);
-        }
         let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
         let Ok(request) = request.write_to_bytes() else { return };
         let mut state = lock(&self.0.state);

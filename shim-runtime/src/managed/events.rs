@@ -65,27 +65,11 @@ impl Events {
     }
 
     pub(super) fn exited(&self, id: &str, exec: Option<&str>, pid: u32, exit: Exit) {
-        let event = TaskExit {
-            container_id: id.to_owned(),
-            id: exec.unwrap_or(id).to_owned(),
-            pid,
-            exit_status: exit.status,
-            exited_at: Some(exit.timestamp()).into(),
-            ..TaskExit::default()
-        };
-        self.publish(&event);
+        self.publish(&task_exit(id, exec, pid, exit));
     }
 
-    /// Of the init process, which this event knows by its container alone: its own id is empty, as Go's shim has it.
     pub(super) fn deleted(&self, id: &str, pid: u32, exit: Exit) {
-        let event = TaskDelete {
-            container_id: id.to_owned(),
-            pid,
-            exit_status: exit.status,
-            exited_at: Some(exit.timestamp()).into(),
-            ..TaskDelete::default()
-        };
-        self.publish(&event);
+        self.publish(&task_delete(id, pid, exit));
     }
 
     pub(super) fn paused(&self, id: &str) {
@@ -112,32 +96,37 @@ impl Events {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use protobuf::Message;
-
-    use super::*;
-    use crate::reaper::lock;
-
-    /// What is queued as the payload of an event.
-    fn queued<E: Message>(queue: impl FnOnce(&Events)) -> E {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let into = seen.clone();
-        let publisher = Publisher::to_sink("ns", move |envelope| {
-            lock(&into).clone_from(&envelope.event.value);
-        });
-        queue(&Events::new(publisher));
-        let bytes = lock(&seen);
-        E::parse_from_bytes(&bytes).unwrap_or_default()
+fn task_exit(id: &str, exec: Option<&str>, pid: u32, exit: Exit) -> TaskExit {
+    TaskExit {
+        container_id: id.to_owned(),
+        id: exec.unwrap_or(id).to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.timestamp()).into(),
+        ..TaskExit::default()
     }
+}
+
+/// The deletion of an init, which this event names by its container alone: its own id is empty, as in Go's shim.
+fn task_delete(id: &str, pid: u32, exit: Exit) -> TaskDelete {
+    TaskDelete {
+        container_id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.timestamp()).into(),
+        ..TaskDelete::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn an_init_goes_by_its_container_s_id_in_its_exit_and_by_none_in_its_deletion() {
-        let exit: TaskExit = queued(|events| events.exited("c1", None, 7, Exit::now(3)));
+        let exit = task_exit("c1", None, 7, Exit::now(3));
         assert_eq!((exit.container_id.as_str(), exit.id.as_str()), ("c1", "c1"));
-        let deletion: TaskDelete = queued(|events| events.deleted("c1", 7, Exit::now(3)));
+        let deletion = task_delete("c1", 7, Exit::now(3));
         assert_eq!((deletion.container_id.as_str(), deletion.id.as_str()), ("c1", ""));
         assert_eq!((deletion.pid, deletion.exit_status), (7, 3));
     }

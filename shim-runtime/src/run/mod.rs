@@ -2,6 +2,8 @@
 
 mod assembly;
 mod delete;
+#[cfg(feature = "testing")]
+pub(crate) mod in_process;
 mod info;
 mod main_loop;
 mod placement;
@@ -18,10 +20,7 @@ use crate::entry::Entry;
 use crate::error::{Error, Result, WithContext};
 use crate::sys;
 
-// For the harness, which is one more life, in a test's process.
-#[cfg(feature = "testing")]
-pub(crate) use self::assembly::{assemble, construct};
-#[cfg(feature = "testing")]
+#[cfg(test)]
 pub(crate) use self::main_loop::reaping;
 
 /// Runs the shim: what the `main` of the attribute consists of. With `main = false`, call it from a `main` of

@@ -161,7 +161,7 @@ impl Connection {
         }
         let incoming = Incoming {
             server: &self.server,
-            responder: Responder::Stream(self.peer.clone(), header.stream),
+            responder: Responder::new(self.peer.clone(), header.stream),
             method: &request.method,
             deadline: deadline(&request)?,
             payload: request.payload,

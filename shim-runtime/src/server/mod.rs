@@ -4,8 +4,6 @@
 mod authored;
 mod budget;
 mod connection;
-#[cfg(feature = "testing")]
-mod direct;
 mod lifetime;
 mod listener;
 mod reply;
@@ -23,8 +21,6 @@ pub(crate) use self::authored::{Authored, keep_destructors_off_this_thread};
 pub(crate) use self::budget::Budget;
 #[cfg(feature = "testing")]
 pub(crate) use self::connection::Connection;
-#[cfg(feature = "testing")]
-pub(crate) use self::direct::DirectClient;
 pub(crate) use self::lifetime::{Hold, Lifetime};
 pub(crate) use self::listener::Listener;
 pub use self::reply::{Reply, Waiters};

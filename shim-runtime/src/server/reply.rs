@@ -9,104 +9,66 @@ use protobuf::Message;
 
 use super::budget::Kept;
 use super::connection::Peer;
-#[cfg(feature = "testing")]
-use super::direct::DirectCall;
 use crate::caller::Cancellation;
 use crate::error::{Error, Result};
 use crate::reaper::lock;
 
-/// Who is to be answered: the one place that tells the ways apart by which a call can come.
+/// Answers one call: the stream of a connection on which it came.
 #[derive(Clone)]
-pub(crate) enum Responder {
-    /// A stream of a connection.
-    Stream(Arc<Peer>, u32),
-    /// A caller in this process.
-    #[cfg(feature = "testing")]
-    Direct(Arc<DirectCall>),
+pub(crate) struct Responder {
+    peer: Arc<Peer>,
+    stream: u32,
 }
 
 impl Responder {
+    pub(super) fn new(peer: Arc<Peer>, stream: u32) -> Self {
+        Self { peer, stream }
+    }
+
     /// Answers a call that was never noted as open.
     pub(crate) fn answer(&self, result: Result<Vec<u8>>) {
-        match self {
-            Self::Stream(peer, stream) => peer.answer(*stream, result),
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => call.finish(result),
-        }
+        self.peer.answer(self.stream, result);
     }
 
     /// Keeps so many bytes for the caller until it is answered, if that is within the limits.
-    pub(crate) fn keep(&self, bytes: usize) -> Result<Option<Kept>> {
-        match self {
-            Self::Stream(peer, _) => peer.keep(bytes).map(Some),
-            #[cfg(feature = "testing")]
-            Self::Direct(_) => Ok(None),
-        }
+    pub(crate) fn keep(&self, bytes: usize) -> Result<Kept> {
+        self.peer.keep(bytes)
     }
 
     /// Notes a call that will be answered later; the flag tells when its caller is gone.
     pub(crate) fn open(&self) -> Arc<Cancellation> {
-        match self {
-            Self::Stream(peer, stream) => peer.open(*stream),
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => call.cancelled(),
-        }
+        self.peer.open(self.stream)
     }
 
     /// Notes a call whose answer will be put aside, for at most until `deadline`; the flag tells when its caller is
     /// gone.
     pub(crate) fn open_parked(&self, deadline: Option<Instant>) -> Result<Arc<Cancellation>> {
-        match self {
-            Self::Stream(peer, stream) => peer.open_parked(*stream, deadline),
-            // Its caller keeps the deadline.
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => Ok(call.cancelled()),
-        }
+        self.peer.open_parked(self.stream, deadline)
     }
 
     /// Answers an open call, unless that was done or its caller is gone.
     pub(crate) fn finish(&self, result: Result<Vec<u8>>) {
-        match self {
-            Self::Stream(peer, stream) => peer.finish(*stream, result),
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => call.finish(result),
-        }
+        self.peer.finish(self.stream, result);
     }
 
-    /// Answers from now on wait for each other, until [`uncork`](Self::uncork).
+    /// Holds back answers from now on, until [`uncork`](Self::uncork).
     pub(crate) fn cork(&self) {
-        match self {
-            Self::Stream(peer, _) => peer.cork(),
-            #[cfg(feature = "testing")]
-            Self::Direct(_) => {}
-        }
+        self.peer.cork();
     }
 
-    /// Lets the answers leave that waited, in one write.
+    /// Lets the answers that were held back leave in one write.
     pub(crate) fn uncork(&self) {
-        match self {
-            Self::Stream(peer, _) => peer.uncork(),
-            #[cfg(feature = "testing")]
-            Self::Direct(_) => {}
-        }
+        self.peer.uncork();
     }
 
     /// Whether an open call still waits for its answer.
     fn is_expected(&self) -> bool {
-        match self {
-            Self::Stream(peer, stream) => peer.expects(*stream),
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => call.is_open(),
-        }
+        self.peer.expects(self.stream)
     }
 
     /// Has `dropped` called when nobody waits for a parked answer any more, at once if that is so already.
     fn when_dropped(&self, dropped: impl FnOnce() + Send + 'static) {
-        match self {
-            Self::Stream(peer, stream) => peer.when_dropped(*stream, dropped),
-            #[cfg(feature = "testing")]
-            Self::Direct(call) => call.when_dropped(dropped),
-        }
+        self.peer.when_dropped(self.stream, dropped);
     }
 }
 

@@ -157,7 +157,7 @@ impl Incoming<'_> {
     }
 
     /// Accounts for what is kept of the call until it is answered.
-    fn keep(&self, place: &Place) -> Result<Option<Kept>> {
+    fn keep(&self, place: &Place) -> Result<Kept> {
         let pairs =
             self.metadata.iter().map(|pair| size_of::<KeyValue>() + pair.key.len() + pair.value.len());
         let itself = RECORD + self.method.len() + self.payload.len();
@@ -204,7 +204,7 @@ impl Incoming<'_> {
 pub(crate) struct Parked {
     pub(crate) responder: Responder,
     cancelled: Arc<Cancellation>,
-    kept: Option<Kept>,
+    kept: Kept,
 }
 
 /// A panic in a handler is the caller's error, not the end of the shim. Its place was logged by the hook.
