@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// Told once: whoever made the call does not wait for its answer any more.
 #[derive(Default)]

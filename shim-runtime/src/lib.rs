@@ -73,7 +73,6 @@ mod bootstrap;
 mod bundle;
 mod caller;
 mod cgroup;
-mod confine;
 #[doc = include_str!("../docs/contract.md")]
 #[expect(clippy::doc_markdown, reason = "the names of RPCs and events are words of the field there")]
 pub mod contract {}
@@ -82,16 +81,17 @@ mod entry;
 mod error;
 mod event_loop;
 mod files;
-pub mod level;
+mod lifetime;
 mod logger;
 mod managed;
+mod messages;
 mod mount;
 #[cfg(any(test, feature = "testing"))]
 mod mutation;
 mod nulls;
 #[cfg(feature = "oci")]
 mod oci;
-mod opens;
+mod peer;
 mod process;
 mod publisher;
 mod reaper;
@@ -100,6 +100,7 @@ mod server;
 mod socket;
 mod spawn;
 mod stdio;
+mod sync;
 #[expect(unsafe_code, reason = "the one place for system calls that have no safe interface")]
 mod sys;
 #[cfg(feature = "testing")]
@@ -108,27 +109,34 @@ pub mod testing;
 mod types;
 mod wait;
 mod wire;
+mod workers;
 
 pub use api::{
-    Call, Child, Container, Context, Create, Event, Exec, ExitHandle, Gated, Info, RawShim, Shim, Started,
-    Target, Task,
+    Call, Child, Container, Context, Create, Event, Exec, ExitHandle, Gated, Started, Target, Task,
 };
 pub use bundle::{
     Bundle, CapabilitiesSpec, ConsoleSize, LinuxSpec, NamespaceSpec, ProcessSpec, RlimitSpec, RootSpec, Spec,
     UserSpec,
 };
-pub use entry::{Config, Entry};
+pub use entry::{Config, Entry, Info, RawShim};
 pub use error::{Code, Error, Result, WithContext};
-pub use managed::Managed;
+pub use managed::{Managed, Shim};
 #[cfg(feature = "oci")]
 pub use oci::{Engine, Oci};
+pub use peer::{Reply, Waiters};
 pub use process::Process;
 pub use run::run;
-pub use server::{Registry, Reply, Waiters};
+pub use server::Registry;
 pub use shim_macros::containerd_shim;
 pub use spawn::{Command, Output};
 pub use stdio::{Stdio, StdioNames, Streams, Withheld};
 pub use types::{Exit, Pid, Signal};
+
+/// The two levels at which a shim can be written, as [`Entry`] names them.
+pub mod level {
+    pub use crate::entry::level::{Level, Raw};
+    pub use crate::managed::level::Managed;
+}
 
 /// What a shim usually needs, in one import.
 pub mod prelude {

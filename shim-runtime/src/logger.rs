@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::error::{Error, Result, WithContext};
+use crate::sync::panic_message;
 
 struct Fifo {
     file: File,
@@ -49,12 +50,6 @@ pub(crate) fn log_panics() {
             None => log::error!("panic: {message}"),
         }
     }));
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 impl Log for Fifo {

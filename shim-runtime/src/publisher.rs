@@ -22,7 +22,7 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::wire::{CallError, Client};
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";

@@ -3,10 +3,11 @@
 //! that a runtime command leaves behind are claimed from the exits seen since a [`Guard`] was taken.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::sync::lock;
 use crate::sys;
 use crate::types::{Exit, Pid, Signal};
 
@@ -225,11 +226,6 @@ impl Drop for Guard {
             state.unclaimed = HashMap::new();
         }
     }
-}
-
-/// Locks, whatever a panicking holder left: every critical section here leaves the value whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use self::lock::Lock;
 use crate::crash;
 use crate::error::{Error, Result, WithContext};
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::wire::{CallError, Client};
 
 /// The longest path of a Unix socket: the kernel's 108 bytes with a NUL, and one less, as Go has it.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Context, Running};
 use crate::bundle::{Bundle, InitRecord, Record};
 use crate::error::{Error, Result};
-use crate::server::{Authored, Place, Workers};
 use crate::types::{Exit, Pid, Signal};
+use crate::workers::{Authored, Place, Workers};
 
 /// A process that the shim started; see [`Context::spawn_gated`].
 ///

@@ -10,11 +10,12 @@ use super::{Any, Child, Event, Gated, Running};
 use crate::bundle::Bundle;
 use crate::caller::Caller;
 use crate::error::{Error, Result, WithContext};
+use crate::lifetime::Lifetime;
 use crate::publisher::Publisher;
 use crate::reaper::Group;
-use crate::server::{Lifetime, Workers};
 use crate::spawn::{Command, Output, Supervisor};
 use crate::stdio::{Owner, Stdio, StdioNames, Streams};
+use crate::workers::Workers;
 
 /// The shim's process: one shim serves one container or one group of them.
 ///

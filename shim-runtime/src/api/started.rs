@@ -1,6 +1,5 @@
 //! What `start` and `exec` hand back: something that runs, can be told to stop, and will exit once.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -8,11 +7,12 @@ use std::thread;
 use super::{Child, Context};
 use crate::cgroup::Group as Cgroup;
 use crate::error::{Error, Result, WithContext};
-use crate::logger::panic_message;
-use crate::reaper::{ExitSlot, Group, lock};
-use crate::server::Authored;
+use crate::reaper::{ExitSlot, Group};
 use crate::spawn::{self, Command, Gate, Supervisor};
+use crate::sync::caught;
+use crate::sync::lock;
 use crate::types::{Exit, Pid, Signal};
+use crate::workers::Authored;
 
 /// The status of a thread that panicked, as a Rust program's.
 const PANICKED: u32 = 101;
@@ -95,14 +95,14 @@ impl Drop for Started {
 }
 
 fn run_caught(run: impl FnOnce() -> Result<u32>) -> u32 {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    match caught(run) {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => {
             log::error!("a container's thread failed: {error}");
             1
         }
         Err(panic) => {
-            log::error!("a container's thread panicked: {}", panic_message(&*panic));
+            log::error!("a container's thread has ended: {panic}");
             PANICKED
         }
     }

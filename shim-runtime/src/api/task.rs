@@ -14,7 +14,7 @@ use super::{
 };
 use crate::caller::Cancellation;
 use crate::error::{Error, Result};
-use crate::server::Reply;
+use crate::peer::Reply;
 use crate::types::Pid;
 
 /// One RPC on its way: who called, how long it may take.

@@ -10,10 +10,10 @@ use std::sync::atomic::AtomicBool;
 
 use super::oom::{Counter, OomWatch};
 use super::{Files, Host, MAIN_CONTROLLERS, Membership, Message, UNIFIED, v1, v2};
-use crate::api::Any;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
 use crate::files;
+use crate::messages::Any;
 use crate::types::Pid;
 
 /// See the module.

@@ -296,8 +296,8 @@ mod tests {
     use protobuf::Message as _;
 
     use super::*;
-    use crate::api::Any;
     use crate::error::Code;
+    use crate::messages::Any;
 
     /// A directory of files, removed in the end.
     pub(super) struct Tree(PathBuf);

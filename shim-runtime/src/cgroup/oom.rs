@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::{EventLoop, Handle, Next, Ready, Source, Timer, Token};
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// When to look again after version 1 has announced a kill: first after this, then after four times that.
 const FIRST_LOOK: Duration = Duration::from_millis(5);

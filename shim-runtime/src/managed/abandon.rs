@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use super::Managed;
+use super::Shim;
 use super::state::Move;
 use super::table::Entry;
-use crate::api::{DeleteResponse, Shim};
+use crate::api::DeleteResponse;
 use crate::error::{Error, Result};
-use crate::server::Place;
 use crate::types::Signal;
+use crate::workers::Place;
 
 impl<S: Shim> Managed<S> {
     /// What the `delete` action asks for. A container that has ended, or never began, is deleted as by any Delete.

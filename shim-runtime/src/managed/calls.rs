@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// Counts the calls of one container. Its Delete lets them come back first: whoever has deleted a container
 /// hangs up, and answers that are late find nobody.

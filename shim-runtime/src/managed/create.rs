@@ -4,17 +4,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Shim;
 use super::state::Phase;
 use super::table::Entry;
 use super::{Managed, author};
-use crate::api::{Container, Create, CreateTaskRequest, Running, Shim, Target};
+use crate::api::{Container, Create, CreateTaskRequest, Running, Target};
 use crate::bundle::{InitRecord, Spec};
 use crate::crash;
 use crate::error::{Error, Result, WithContext};
-use crate::reaper::{Guard, lock};
-use crate::server::Authored;
+use crate::reaper::Guard;
 use crate::spawn::Supervisor;
+use crate::sync::lock;
 use crate::types::Pid;
+use crate::workers::Authored;
 
 impl<S: Shim> Managed<S> {
     /// Makes a container; returns its init's pid. On failure nothing is left of it, and no event tells of it.

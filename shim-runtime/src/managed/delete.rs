@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Shim;
 use super::end::tell;
 use super::processes::{Processes, wait_response};
 use super::state::{Move, Phase};
 use super::table::Entry;
 use super::{Managed, author};
-use crate::api::{Container, DeleteResponse, Shim, Target};
+use crate::api::{Container, DeleteResponse, Target};
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::mount;

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Shim;
 use super::processes::{Rest, Told};
 use super::state::Phase;
 use super::table::Entry;
 use super::{Managed, author, memory};
-use crate::api::{Container, Running, Shim, Target};
+use crate::api::{Container, Running, Target};
 use crate::crash;
 use crate::error::{Code, Result};
-use crate::server::Place;
 use crate::types::{Exit, Signal};
+use crate::workers::Place;
 
 /// How long what can only be asked to stop has for it after a SIGKILL, before it is given up.
 const GRACE: Duration = Duration::from_secs(5);

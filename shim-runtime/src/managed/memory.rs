@@ -1,10 +1,11 @@
 //! Kills for want of memory: told as events, each before the exit that it causes (contract 6.5, 12).
 
 use super::Managed;
+use super::Shim;
 use super::table::Entry;
-use crate::api::{Container, Running, Shim, TaskOOM};
+use crate::api::{Container, Running, TaskOOM};
 use crate::error::Result;
-use crate::reaper::lock;
+use crate::sync::lock;
 
 impl<S: Shim> Managed<S> {
     /// Watches the cgroup of a container's init from its creation on. A container whose cgroup is the shim's, or

@@ -8,23 +8,26 @@ mod create;
 mod delete;
 mod end;
 mod events;
+pub(crate) mod level;
 mod memory;
 mod processes;
 mod service;
+mod shim;
 mod start;
 mod state;
 mod table;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use self::events::Events;
+pub use self::shim::Shim;
 use self::table::Table;
-use crate::api::{Context, Shim};
-use crate::error::{Error, Result};
-use crate::logger::panic_message;
+use crate::api::Context;
+use crate::error::Result;
+use crate::lifetime::Lifetime;
 use crate::publisher::Publisher;
-use crate::server::{Authored, Lifetime, Workers};
+use crate::sync::caught;
+use crate::workers::{Authored, Workers};
 
 /// The runtime's own [`Task`](crate::Task): answers every RPC with the help of a [`Shim`] and its containers.
 ///
@@ -78,7 +81,5 @@ impl<S: Shim> Managed<S> {
 
 /// Calls author code. A panic there is that call's error, and leaves no state behind half-changed.
 fn author<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        Err(Error::internal(format!("the runtime panicked: {}", panic_message(&*panic))))
-    })
+    caught(call).flatten()
 }

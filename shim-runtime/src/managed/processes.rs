@@ -9,7 +9,7 @@ use super::state::{Move, Phase};
 use crate::api::{Any, CreateTaskRequest, ExecProcessRequest, Running, StateResponse, Target, WaitResponse};
 use crate::bundle::ConsoleSize;
 use crate::error::{Error, Result};
-use crate::server::Waiters;
+use crate::peer::Waiters;
 use crate::stdio::{Stdio, StdioNames, Streams};
 use crate::types::{Exit, Pid, Signal};
 

@@ -3,19 +3,20 @@
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use protobuf::Message;
 
+use super::Shim;
 use super::processes::{Process, wait_response};
 use super::state::{Move, Phase};
 use super::{Managed, author};
 use crate::api::{
     Any, Call, CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, Container,
     CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
-    KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, Shim,
+    KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
     Task, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use crate::args::check_id;
 use crate::error::{Error, Result};
-use crate::server::Reply;
+use crate::peer::Reply;
 use crate::socket::GIVE_UP_KEY;
 use crate::types::{Pid, Signal};
 

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use super::Shim;
 use super::create::{adopt, record_init};
 use super::end::tell;
 use super::state::{Move, Phase};
 use super::table::Entry;
 use super::{Managed, author};
-use crate::api::{Container, Exec, Kind, Running, Shim, Started};
+use crate::api::{Container, Exec, Kind, Running, Started};
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::reaper::Guard;

@@ -10,8 +10,9 @@ use crate::api::{Container, CreateTaskRequest, DeleteResponse};
 use crate::bundle::{Bundle, Record};
 use crate::cgroup::OomWatch;
 use crate::error::{Error, Result};
-use crate::reaper::lock;
-use crate::server::{Authored, Hold};
+use crate::lifetime::Hold;
+use crate::sync::lock;
+use crate::workers::Authored;
 
 /// How many deletions are remembered, for callers that did not get their answer.
 const TOMBSTONES: usize = 256;

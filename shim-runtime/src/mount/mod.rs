@@ -17,8 +17,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::api::Mount;
 use crate::error::{Error, Result, WithContext};
+use crate::messages::Mount;
 use crate::spawn::Supervisor;
 use crate::sys;
 

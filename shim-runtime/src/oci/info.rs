@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 
 use super::engine::Engine;
 use super::options::Options;
-use crate::api::{Any, Info};
+use crate::api::Any;
+use crate::entry::Info;
 use crate::error::{Result, WithContext};
 
 const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";

@@ -21,11 +21,12 @@ pub use self::engine::Engine;
 use self::engine::{Cli, read_pid};
 use self::options::{Options, write_private};
 use crate::api::{
-    Any, CheckpointTaskRequest, Container, Context, Create, Exec, Info, Started, Target, UpdateTaskRequest,
+    Any, CheckpointTaskRequest, Container, Context, Create, Exec, Started, Target, UpdateTaskRequest,
 };
 use crate::bundle::Bundle;
 use crate::caller::while_undoing;
 use crate::cgroup::Group;
+use crate::entry::Info;
 use crate::error::{Code, Error, Result, WithContext};
 use crate::files;
 use crate::spawn::Command;

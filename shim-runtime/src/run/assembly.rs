@@ -1,17 +1,19 @@
 //! What every server is made of, whoever is served by it: a real shim, or a test in its own process.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use crate::api::{Context, Serving, Setup};
 use crate::entry::Entry;
-use crate::error::{Error, Result};
+use crate::entry::level::{Level, Parts};
+use crate::error::Result;
 use crate::event_loop::Handle;
-use crate::level::{Level, Parts};
-use crate::logger::panic_message;
+use crate::lifetime::Lifetime;
+use crate::peer::Budget;
 use crate::publisher::Publisher;
-use crate::server::{Budget, Lifetime, Registry, Server, Workers, keep_destructors_off_this_thread};
+use crate::server::{Registry, Server};
 use crate::spawn::Supervisor;
+use crate::sync::caught;
+use crate::workers::{Workers, keep_destructors_off_this_thread};
 
 /// A server on a loop, which is the supervisor's if there is one. It has no services yet.
 pub(crate) fn assemble(
@@ -40,10 +42,7 @@ pub(crate) fn construct<S: Entry>(server: &Server) -> Result<()> {
         workers: &server.workers,
         lifetime: &server.lifetime,
     };
-    let constructed = AssertUnwindSafe(|| S::Level::serve(&parts, &mut registry));
-    catch_unwind(constructed).unwrap_or_else(|panic| {
-        Err(Error::internal(format!("the shim panicked: {}", panic_message(&*panic))))
-    })?;
+    caught(|| S::Level::serve(&parts, &mut registry)).flatten()?;
     let _ = server.registry.set(registry);
     Ok(())
 }

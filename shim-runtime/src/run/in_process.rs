@@ -13,13 +13,13 @@ use super::assembly::{assemble, construct};
 use super::main_loop::reaping;
 use crate::api::{Any, Context, Setup};
 use crate::entry::Entry;
+use crate::entry::level::Level;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::EventLoop;
-use crate::level::Level;
 use crate::publisher::Publisher;
-use crate::reaper::lock;
 use crate::server::{Connection, Server};
 use crate::spawn::Supervisor;
+use crate::sync::lock;
 use crate::types::Exit;
 
 /// What containerd tells a shim at its start.

@@ -8,8 +8,8 @@ use protobuf::Message;
 use crate::api::Any;
 use crate::bootstrap::INPUT_LIMIT;
 use crate::entry::Entry;
+use crate::entry::level::Level;
 use crate::error::{Error, Result, WithContext};
-use crate::level::Level;
 
 pub(super) fn answer<S: Entry>() -> Result<Vec<u8>> {
     let input = read_input()?;

@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use crate::error::{Error, Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 use crate::reaper::Reaper;
 use crate::spawn::Supervisor;
+use crate::sync::caught;
 use crate::sys;
 
 /// Makes the process one that supervises, with the loop and the supervisor that do it; no supervisor without a
@@ -78,20 +78,16 @@ pub(super) fn run_supervised<T: Send + 'static>(
     let main = events.handle();
     let (done, result) = mpsc::channel();
     let work = move || {
-        let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(supervisor))));
+        let _ = done.send(caught(|| work(supervisor)).flatten());
         main.post(EventLoop::stop);
     };
     let worker = std::thread::Builder::new().name("work".to_owned()).spawn(work);
     worker.context(|| "cannot start a thread")?;
     events.after(end.saturating_duration_since(Instant::now()), EventLoop::stop);
     events.run()?;
-    match result.try_recv() {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => {
-            Err(Error::internal(format!("the shim panicked: {}", crate::logger::panic_message(&*panic))))
-        }
-        Err(_) => Err(Error::deadline_exceeded("the runtime's own clean-up takes too long")),
-    }
+    result
+        .try_recv()
+        .unwrap_or_else(|_| Err(Error::deadline_exceeded("the runtime's own clean-up takes too long")))
 }
 
 struct Arrivals {

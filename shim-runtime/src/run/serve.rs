@@ -18,10 +18,10 @@ use crate::error::{Error, Result, WithContext};
 use crate::event_loop::EventLoop;
 use crate::logger;
 use crate::publisher::Publisher;
-use crate::reaper::lock;
 use crate::server::{Listener, Server};
 use crate::socket::{Claim, Socket};
 use crate::spawn::Supervisor;
+use crate::sync::lock;
 use crate::types::Signal;
 
 /// How long the end waits for calls that are being answered, that which asked for it above all.

@@ -1,19 +1,19 @@
 //! Services by name, and one call on its way to one.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use ttrpc::proto::KeyValue;
 
-use super::budget::Kept;
-use super::reply::Responder;
-use super::{Authored, Need, Place, Server, Shared};
+use super::{Server, Shared};
 use crate::api::Call;
 use crate::caller::{Caller, Cancellation};
 use crate::error::{Error, Result};
-use crate::logger::panic_message;
+use crate::peer::Kept;
+use crate::peer::Responder;
+use crate::sync::caught;
+use crate::workers::{Authored, Need, Place};
 
 impl Server {
     /// The service of that name, as soon as there are services.
@@ -124,7 +124,7 @@ impl Incoming<'_> {
     /// Answers on the spot with what `work` says, which must not block.
     pub(crate) fn answer_with(&self, work: impl FnOnce(&Call<'_>) -> Result<Vec<u8>>) {
         let call = self.call(None);
-        self.answer(caught(|| work(&call)));
+        self.answer(caught(|| work(&call)).flatten());
     }
 
     /// Answers from a worker, which is also handed the payload.
@@ -149,7 +149,7 @@ impl Incoming<'_> {
         let taken = self.server.workers.offer_while_wanted(place, need, wanted_by, move || {
             let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: Some(&cancelled) };
-            answering.finish(caller.while_working(|| caught(|| work(&call, &payload))));
+            answering.finish(caller.while_working(|| caught(|| work(&call, &payload)).flatten()));
         });
         if !taken {
             responder.finish(Err(Error::resource_exhausted("no thread can be started for the call")));
@@ -183,20 +183,14 @@ impl Incoming<'_> {
         self.server.workers.run_while_wanted(place, cancelled, move || {
             let _kept = kept;
             let call = Call { context: &context, deadline, metadata: &metadata, cancelled: None };
-            let _ = caught(|| {
-                work(&call, &payload, responder);
-                Ok(())
-            });
+            let _ = caught(|| work(&call, &payload, responder));
         });
     }
 
     /// Hands a parked call to `work`, which must not block.
     pub(crate) fn with_call(&self, work: impl FnOnce(&Call<'_>)) {
         let call = self.call(None);
-        let _ = caught(|| {
-            work(&call);
-            Ok(())
-        });
+        let _ = caught(|| work(&call));
     }
 }
 
@@ -205,13 +199,6 @@ pub(crate) struct Parked {
     pub(crate) responder: Responder,
     cancelled: Arc<Cancellation>,
     kept: Kept,
-}
-
-/// A panic in a handler is the caller's error, not the end of the shim. Its place was logged by the hook.
-fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(Error::internal(format!("the shim panicked: {}", panic_message(&*panic))))
-    })
 }
 
 #[cfg(test)]

@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use protobuf::Message;
 
-use super::reply::{Reply, encode};
+use super::Registry;
 use super::service::{Incoming, Service};
 use super::underway::Underway;
-use super::workers::process_name;
-use super::{Authored, Place, Registry};
 use crate::api::{
     Call, CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest,
     ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest,
     ShutdownRequest, StartRequest, StateRequest, StatsRequest, Task, UpdateTaskRequest, WaitRequest,
 };
 use crate::error::{Error, Result};
+use crate::peer::{Reply, encode};
 use crate::socket::GIVE_UP_KEY;
+use crate::workers::process_name;
+use crate::workers::{Authored, Place};
 
 /// A task behind the wire.
 pub(crate) struct TaskService<T: Task> {

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use super::reply::Responder;
 use crate::error::{Error, Result};
-use crate::reaper::lock;
+use crate::peer::Responder;
+use crate::sync::lock;
 
 type Followers = Arc<Mutex<Vec<Responder>>>;
 

@@ -19,7 +19,7 @@ use super::trouble::Trouble;
 use crate::crash;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Handle, Ready, Source, Timer, Token};
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::sys;
 
 /// How much is moved at a time, all that a busy stream's pipe holds, and how often before others have their turn.

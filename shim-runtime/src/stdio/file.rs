@@ -19,7 +19,7 @@ use super::trouble::Trouble;
 use super::withheld::is_withheld;
 use crate::error::Result;
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::wait::ready_within;
 
 /// How much is copied at a time.

@@ -9,7 +9,7 @@ use nix::unistd::isatty;
 
 use super::fifo;
 use super::pace;
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::sys;
 
 /// More than a terminal holds, which does not tell how much that is.

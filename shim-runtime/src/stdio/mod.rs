@@ -33,7 +33,7 @@ use self::uri::{Place, Program};
 pub use self::withheld::Withheld;
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::Handle;
-use crate::server::Lifetime;
+use crate::lifetime::Lifetime;
 use crate::spawn::{Command, Supervisor};
 
 /// The container's ends of its stdio. A stream that containerd does not connect is `None`. Dropping an end is

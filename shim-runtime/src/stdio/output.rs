@@ -18,8 +18,7 @@ use super::pace::{Pace, make_room};
 use super::trouble::Trouble;
 use super::withheld::is_withheld;
 use crate::error::Result;
-use crate::event_loop::{EventLoop, Next, Ready, Source, Timer, Token};
-use crate::opens::OpenWatch;
+use crate::event_loop::{EventLoop, Next, OpenWatch, Ready, Source, Timer, Token};
 
 /// How long output waits during the drain for a reader that is not there.
 const ABSENCE: Duration = Duration::from_millis(100);

@@ -32,7 +32,7 @@ use super::input::InputCopier;
 use super::output::{self, Sink};
 use crate::error::{Error, Result, WithContext};
 use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
-use crate::reaper::lock;
+use crate::sync::lock;
 use crate::sys;
 
 /// What is copied to a terminal, and from it.

@@ -24,7 +24,12 @@ fn the_end_of_a_thread_or_an_engine_is_an_exit_however_it_comes() -> Result<()> 
         ("0", None, 0, ""),
         ("42", None, 42, ""),
         ("fails", None, 1, "a container's thread failed: the thread fails on purpose"),
-        ("panic", None, 101, "a container's thread panicked: the thread panics on purpose"),
+        (
+            "panic",
+            None,
+            101,
+            "a container's thread has ended: the shim panicked: the thread panics on purpose",
+        ),
         ("waits", Some(Signal::TERM), 128 + 15, ""),
         ("external", Some(Signal::USR1), 128 + 10, ""),
         ("dropped", None, 255, ""),

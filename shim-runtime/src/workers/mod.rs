@@ -2,6 +2,8 @@
 //! share a lane, in which they wait for each other as records; kinds of calls do not take each other's threads. One
 //! thread is kept back for the day on which the system gives no more.
 
+mod authored;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -9,8 +11,10 @@ use std::time::Duration;
 
 use crate::caller::Cancellation;
 use crate::event_loop::Handle;
-use crate::reaper::lock;
+use crate::sync::{caught, lock};
 use crate::sys;
+
+pub(crate) use self::authored::{Authored, keep_destructors_off_this_thread};
 
 /// How many lifecycle calls may block at once; further ones wait.
 const ORDERED_LIMIT: usize = 64;
@@ -392,7 +396,7 @@ impl Workers {
 
     fn perform(&self, Task { kind, lane, job }: Task, done: impl FnOnce(&mut State)) {
         // Every job answers for its own panics; one that failed to must not cost the pool a thread.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job.work));
+        let _ = caught(job.work);
         let mut state = lock(&self.0.state);
         done(&mut state);
         if let Some(name) = lane {

@@ -1,17 +1,17 @@
-//! The two levels at which a shim can be written, as [`Entry`] names them.
+//! The levels at which a shim can be written, as [`Entry`] names them, and the lower of them.
 
 use std::marker::PhantomData;
 
-use crate::api::{Any, Context, Info, RawShim, Shim, Task};
+use super::{Info, RawShim};
+use crate::api::{Any, Context, Task};
 use crate::bundle::Bundle;
 use crate::entry::Entry;
 use crate::error::Result;
+use crate::lifetime::Lifetime;
 use crate::publisher::Publisher;
-use crate::server::{Lifetime, Registry, TaskService, Workers};
+use crate::server::{Registry, TaskService};
 use crate::types::Exit;
-
-/// The level of [`Shim`]: the runtime manages the containers' lives.
-pub struct Managed<S>(PhantomData<S>);
+use crate::workers::Workers;
 
 /// The level of [`RawShim`]: the shim answers the task RPCs itself.
 pub struct Raw<S>(PhantomData<S>);
@@ -33,7 +33,8 @@ pub trait Level: sealed::Sealed {
     fn info(options: Option<&Any>) -> Result<Info>;
 }
 
-mod sealed {
+/// Keeps the levels to those of this crate.
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
@@ -44,31 +45,6 @@ pub struct Parts<'a> {
     pub(crate) publisher: &'a Publisher,
     pub(crate) workers: &'a Workers,
     pub(crate) lifetime: &'a Lifetime,
-}
-
-impl<S: Shim + Entry> sealed::Sealed for Managed<S> {}
-
-impl<S: Shim + Entry> Level for Managed<S> {
-    fn serve(parts: &Parts<'_>, registry: &mut Registry) -> Result<()> {
-        let shim = S::new(parts.context)?;
-        let managed =
-            crate::managed::Managed::new(shim, parts.context, parts.publisher, parts.workers, parts.lifetime);
-        S::services(&managed, registry);
-        TaskService::register::<crate::managed::Managed<S>>(S::task(managed), S::CONFIG.task, registry);
-        Ok(())
-    }
-
-    fn cleanup(context: &Context) -> Result<Option<Exit>> {
-        S::cleanup(context)
-    }
-
-    fn group(context: &Context, bundle: Option<&Bundle>) -> Result<Option<String>> {
-        S::group(context, bundle)
-    }
-
-    fn info(options: Option<&Any>) -> Result<Info> {
-        S::info(options)
-    }
 }
 
 impl<S: RawShim + Task + Entry> sealed::Sealed for Raw<S> {}

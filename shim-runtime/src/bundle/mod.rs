@@ -1,6 +1,8 @@
 //! The bundle: the folder that containerd makes for a container (contract 2.3), its `config.json`, and what
 //! the shim itself keeps there for a `delete` that may come after its death.
 
+mod confine;
+
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +13,6 @@ use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::confine;
 use crate::error::{Error, Result, WithContext};
 use crate::files;
 use crate::mount;

@@ -7,7 +7,7 @@ use std::fs;
 
 use nix::unistd::geteuid;
 
-use crate::bundle::{CapabilitiesSpec, ProcessSpec, RlimitSpec};
+use super::{CapabilitiesSpec, ProcessSpec, RlimitSpec};
 use crate::error::{Error, Result};
 use crate::sys::{Capabilities, Confinement};
 

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::{EventLoop, Next, Ready, Source, Token};
 use crate::error::Result;
-use crate::event_loop::{EventLoop, Next, Ready, Source, Token};
 
 /// The files of one loop that are watched.
 #[derive(Default)]

@@ -1,12 +1,12 @@
-//! The shim as a whole, at the two levels: [`Shim`] says what a container is, [`RawShim`] answers every RPC.
+//! The upper of the two levels: [`Shim`] says what a container is, and the runtime manages its life.
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Any, Container, Context, Create, Task};
+use super::Managed;
+use crate::api::{Any, Container, Context, Create, Task};
 use crate::bundle::Bundle;
+use crate::entry::{Entry, Info, annotated_group};
 use crate::error::{Error, Result};
-use crate::managed::Managed;
 use crate::server::Registry;
 use crate::types::Exit;
 
@@ -53,7 +53,7 @@ pub trait Shim: Sized + Send + Sync + 'static {
     /// first annotation that the attribute's `group` lists. `bundle` is absent where there is no `config.json`.
     fn group(cx: &Context, bundle: Option<&Bundle>) -> Result<Option<String>>
     where
-        Self: crate::Entry,
+        Self: Entry,
     {
         annotated_group(cx, bundle, Self::CONFIG.group)
     }
@@ -73,59 +73,4 @@ pub trait Shim: Sized + Send + Sync + 'static {
     fn services(managed: &Managed<Self>, registry: &mut Registry) {
         let _ = (managed, registry);
     }
-}
-
-/// A shim that answers the task RPCs itself, by its own [`Task`] impl.
-///
-/// The runtime still is the process, and lends a task its parts: [`Context::spawn_gated`] for processes,
-/// [`Context::open_stdio`], [`Context::publish`] for events, [`Waiters`](crate::Waiters) for those who wait.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` has no constructor for a raw shim",
-    label = "`RawShim` is missing for this struct",
-    note = "with `raw` in the attribute, implement `RawShim` for `{Self}`: only `new` is required"
-)]
-pub trait RawShim: Sized + Send + Sync + 'static {
-    /// Called once, before the first request is taken.
-    fn new(cx: &Context) -> Result<Self>;
-
-    /// See [`Shim::cleanup`]; called after every container, for the runtime cannot know what a Delete of yours
-    /// has done. While the shim lives, its [`Task::delete`] is called first.
-    fn cleanup(cx: &Context) -> Result<Option<Exit>> {
-        let _ = cx;
-        Ok(None)
-    }
-
-    /// See [`Shim::group`].
-    fn group(cx: &Context, bundle: Option<&Bundle>) -> Result<Option<String>>
-    where
-        Self: crate::Entry,
-    {
-        annotated_group(cx, bundle, Self::CONFIG.group)
-    }
-
-    /// See [`Shim::info`].
-    fn info(options: Option<&Any>) -> Result<Info> {
-        let _ = options;
-        Ok(Info::default())
-    }
-}
-
-/// The value of the first label that is among the bundle's annotations. A bundle without a `config.json` is
-/// one of a sandbox, which shims without a sandbox service are not started for.
-fn annotated_group(cx: &Context, bundle: Option<&Bundle>, labels: &[&str]) -> Result<Option<String>> {
-    let mut annotations = bundle.unwrap_or(cx.bundle()).annotations()?;
-    let found = labels.iter().find_map(|label| annotations.remove(*label));
-    Ok(found.filter(|group| !group.is_empty()))
-}
-
-/// What a shim tells of itself when it is asked by `-info`: containerd learns from it which mounts the shim can
-/// take ([contract 3](crate::contract#s3)).
-#[derive(Clone, Debug, Default)]
-pub struct Info {
-    /// The revision of the source that the shim was built from.
-    pub revision: String,
-    /// Features of the runtime, such as the OCI features object.
-    pub features: Option<Any>,
-    /// Free-form notes, such as `containerd.io/runtime-allow-mounts`.
-    pub annotations: HashMap<String, String>,
 }

@@ -1,6 +1,11 @@
 //! What `#[containerd_shim]` expands to: an [`Entry`] for the annotated struct and a `main` of one line.
 //! Written by hand it is the same thing; with `main = false` only the `main` is yours.
 
+pub(crate) mod level;
+mod raw;
+
+pub(crate) use self::raw::annotated_group;
+pub use self::raw::{Info, RawShim};
 use crate::types::Signal;
 
 /// The constants of a shim, one field for each option of the attribute.
@@ -80,7 +85,7 @@ impl Config {
 pub trait Entry: Sized + 'static {
     /// Whose traits the struct implements: [`level::Managed`](crate::level::Managed) for
     /// [`Shim`](crate::Shim), [`level::Raw`](crate::level::Raw) for [`RawShim`](crate::RawShim).
-    type Level: crate::level::Level;
+    type Level: level::Level;
     /// The shim's constants.
     const CONFIG: Config;
 }

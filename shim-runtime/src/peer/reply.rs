@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use protobuf::Message;
 
+use super::Peer;
 use super::budget::Kept;
-use super::connection::Peer;
 use crate::caller::Cancellation;
 use crate::error::{Error, Result};
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// Answers one call: the stream of a connection on which it came.
 #[derive(Clone)]
@@ -21,7 +21,7 @@ pub(crate) struct Responder {
 }
 
 impl Responder {
-    pub(super) fn new(peer: Arc<Peer>, stream: u32) -> Self {
+    pub(crate) fn new(peer: Arc<Peer>, stream: u32) -> Self {
         Self { peer, stream }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::event_loop::{EventLoop, Handle, Timer, Token};
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// How long a daemon has for its first call, counted from the answer of its `start`, and again from its
 /// connection.

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::ops::Deref;
 
-use super::workers::{Place, Workers};
+use super::{Place, Workers};
 
 thread_local! {
     /// The workers beside the loop that the calling thread runs; none on any other thread.

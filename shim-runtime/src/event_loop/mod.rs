@@ -1,6 +1,8 @@
 //! The loop that the main thread runs: descriptors, timers, and work posted by other threads.
 //! Everything that cannot block happens here, so an idle shim is one thread asleep in `epoll_wait`.
 
+mod opens;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::os::fd::AsFd;
@@ -14,9 +16,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+pub(crate) use self::opens::OpenWatch;
+use self::opens::Opens;
 use crate::error::{Result, WithContext};
-use crate::opens::Opens;
-use crate::reaper::lock;
+use crate::sync::lock;
 
 /// What a [`Source`] is waited for; the kernel adds `EPOLLERR` and `EPOLLHUP` unasked.
 pub(crate) type Ready = EpollFlags;
