@@ -122,7 +122,7 @@ impl Context {
 
     /// Starts a process that gets ready in all but its program: that runs once [`Gated::open`] is called. So a
     /// task has a live pid from its creation on, which containerd and Docker build on. When it ends, its process
-    /// group is killed. For a [`Task`](super::Task) of yours; a [`Shim`](super::Shim) has
+    /// group is killed. For a [`Task`](super::Task) of yours; a [`Shim`](crate::Shim) has
     /// [`Create::spawn_gated`](super::Create::spawn_gated).
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Context {
 
     /// Opens the stdio that a request names, without waiting for anybody, and copies between containerd's side
     /// and the returned ends, which are for the process. For a [`Task`](super::Task) of yours; containers of a
-    /// [`Shim`](super::Shim) are given theirs. `id` is the container's, or the exec's, as logging programs are
+    /// [`Shim`](crate::Shim) are given theirs. `id` is the container's, or the exec's, as logging programs are
     /// told. A terminal is served once [`Streams::begin`] is called.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub(crate) fn what_is_typed_faster_than_it_is_read_arrives_whole(daemon: &mut Da
     let mut console = Console::open(33, 91);
     let mut child = console.spawn(&mut daemon.ctr_command(&args));
     console.expect("ready");
-    console.master.write_all(&[b'x'; 20_000]).expect("type");
+    console.master.write_all(&vec![b'x'; 20_000]).expect("type");
     console.expect("20000");
     console.master.write_all(b"word").expect("type");
     console.expect("word");
