@@ -27,12 +27,12 @@ use crate::errors::Errors;
 /// struct Hello;
 ///
 /// impl Shim for Hello {
-///     type Container = Process;
+///     type Container = HostProcess;
 ///     fn new(_: &Context) -> Result<Self> {
 ///         Ok(Hello)
 ///     }
-///     fn create(&self, req: &mut Create) -> Result<Process> {
-///         Process::create(req)
+///     fn create(&self, req: &mut Create) -> Result<HostProcess> {
+///         HostProcess::create(req)
 ///     }
 /// }
 /// ```
@@ -45,9 +45,9 @@ use crate::errors::Errors;
 /// # use shim_runtime::prelude::*;
 /// # struct Hello;
 /// # impl Shim for Hello {
-/// #     type Container = Process;
+/// #     type Container = HostProcess;
 /// #     fn new(_: &Context) -> Result<Self> { Ok(Hello) }
-/// #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+/// #     fn create(&self, req: &mut Create) -> Result<HostProcess> { HostProcess::create(req) }
 /// # }
 /// impl shim_runtime::Entry for Hello {
 ///     type Level = shim_runtime::level::Managed<Hello>;

@@ -48,14 +48,14 @@ impl Told {
         }
         let options = match input {
             [] => None,
-            bytes => {
-                Some(Any::parse_from_bytes(bytes).map_err(Error::invalid_argument_from).context(|| {
+            bytes => Some(Any::parse_from_bytes(bytes).map_err(Error::invalid_argument_from).with_context(
+                || {
                     format!(
                         "{} bytes on standard input are neither bootstrap parameters nor options",
                         bytes.len()
                     )
-                })?)
-            }
+                },
+            )?),
         };
         Ok(Self {
             form: Form::Legacy,

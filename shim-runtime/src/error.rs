@@ -168,14 +168,19 @@ impl From<nix::errno::Errno> for Error {
     }
 }
 
-/// Adds a sentence to the error of a `Result`, built only when there is one.
-pub trait WithContext<T> {
-    /// Puts `message()` in front of the error and keeps its code.
-    fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
+/// Adds a sentence to the error of a `Result`.
+pub trait WithContext<T>: Sized {
+    /// Puts `message` in front of the error and keeps its code.
+    fn context(self, message: impl Into<String>) -> Result<T> {
+        self.with_context(|| message)
+    }
+
+    /// Puts `message()`, which is called only where there is an error, in front of it and keeps its code.
+    fn with_context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
 }
 
 impl<T, E: Into<Error>> WithContext<T> for Result<T, E> {
-    fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
+    fn with_context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
         self.map_err(|error| error.into().context(message()))
     }
 }

@@ -8,14 +8,14 @@
 //! struct Host;
 //!
 //! impl Shim for Host {
-//!     type Container = Process;
+//!     type Container = HostProcess;
 //!     fn new(_: &Context) -> Result<Self> { Ok(Host) }
-//!     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+//!     fn create(&self, req: &mut Create) -> Result<HostProcess> { HostProcess::create(req) }
 //! }
 //! ```
 //!
 //! With `[[bin]] name = "containerd-shim-host-v1"` that is a whole shim, for every containerd from 1.6 to 2.4.
-//! The attribute writes [`Entry`] and `main`; you implement [`Shim`] and, where the ready-made [`Process`] is
+//! The attribute writes [`Entry`] and `main`; you implement [`Shim`] and, where the ready-made [`HostProcess`] is
 //! not what you want, [`Container`]. To answer the RPCs of containerd yourself there is [`RawShim`] with
 //! [`Task`].
 //!
@@ -124,7 +124,7 @@ pub use managed::{Managed, Shim};
 #[cfg(feature = "oci")]
 pub use oci::{Engine, Oci};
 pub use peer::{Reply, Waiters};
-pub use process::Process;
+pub use process::HostProcess;
 pub use run::run;
 pub use server::Registry;
 pub use shim_macros::containerd_shim;
@@ -141,8 +141,8 @@ pub mod level {
 /// What a shim usually needs, in one import.
 pub mod prelude {
     pub use crate::{
-        Call, Child, Command, Container, Context, Create, Error, Exec, Exit, ExitHandle, Gated, Managed, Pid,
-        Process, RawShim, Reply, Result, Shim, Signal, Started, Stdio, Streams, Target, Task, WithContext,
-        containerd_shim,
+        Call, Child, Command, Container, Context, Create, Error, Exec, Exit, ExitHandle, Gated, HostProcess,
+        Managed, Pid, RawShim, Reply, Result, Shim, Signal, Started, Stdio, Streams, Target, Task,
+        WithContext, containerd_shim,
     };
 }

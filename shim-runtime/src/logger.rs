@@ -25,7 +25,7 @@ static LOGGER: OnceLock<Fifo> = OnceLock::new();
 /// one fills the pipe and then drops, with no `SIGPIPE`.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let open = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-    open.context(|| format!("cannot open log `{}`", path.display()))
+    open.with_context(|| format!("cannot open log `{}`", path.display()))
 }
 
 /// Sends what the `log` crate is given into a FIFO.

@@ -28,17 +28,17 @@ use crate::types::{Pid, Signal};
 /// use shim_runtime::prelude::*;
 /// # struct Host;
 /// impl Shim for Host {
-///     type Container = Process;
+///     type Container = HostProcess;
 ///     fn new(_: &Context) -> Result<Self> { Ok(Host) }
-///     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+///     fn create(&self, req: &mut Create) -> Result<HostProcess> { HostProcess::create(req) }
 /// }
 /// ```
-pub struct Process {
+pub struct HostProcess {
     gate: Gated,
     root: Option<PathBuf>,
 }
 
-impl Process {
+impl HostProcess {
     /// Mounts the root file system, reads `config.json`, and starts the process up to the point where its
     /// program would run.
     ///
@@ -57,7 +57,7 @@ impl Process {
     }
 }
 
-impl Container for Process {
+impl Container for HostProcess {
     fn start(&self, _: Stdio) -> Result<Started> {
         self.gate.open()?;
         Ok(Started::created())
@@ -85,7 +85,7 @@ fn change_root(bundle: &Bundle, spec: &Spec) -> Result<Option<PathBuf>> {
     let mut entries = match path.read_dir() {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context(|| format!("cannot use the root `{}`", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot use the root `{}`", path.display())),
     };
     // The folder is there in every bundle; an empty one is no root file system.
     Ok(entries.next().is_some().then_some(path))

@@ -158,7 +158,7 @@ impl Socket {
         for _ in 0..2 {
             match self.bind() {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error).context(|| self.cannot("bind")),
+                Err(error) => return Err(error).with_context(|| self.cannot("bind")),
                 Ok(listener) => {
                     self.clone().marked_as_own();
                     return Ok(Claim::Bound(listener));
@@ -178,7 +178,7 @@ impl Socket {
             Ok(stream) => Ok(Some(stream)),
             Err(error) if is_dead(&error) => Ok(None),
             Err(error) if is_out_of_time(&error) => Err(self.is_mute(limit)),
-            Err(error) => Err(error).context(|| self.cannot("connect to")),
+            Err(error) => Err(error).with_context(|| self.cannot("connect to")),
         }
     }
 
@@ -227,7 +227,7 @@ impl Socket {
         };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).context(|| self.cannot("remove"))
+                Err(error).with_context(|| self.cannot("remove"))
             }
             _ => Ok(()),
         }
@@ -298,7 +298,7 @@ impl Socket {
     }
 
     fn lock(&self) -> Result<Lock> {
-        Lock::take(&self.path).context(|| self.cannot("lock"))
+        Lock::take(&self.path).with_context(|| self.cannot("lock"))
     }
 
     /// Asks a living shim which task API it serves: the version to announce for it. It may be any shim, also one
@@ -316,7 +316,7 @@ impl Socket {
                     return Err(self.is_mute(PROBE_LIMIT));
                 }
                 Err(CallError::Transport(error)) => {
-                    return Err(error).context(|| self.cannot("ask the shim at"));
+                    return Err(error).with_context(|| self.cannot("ask the shim at"));
                 }
                 // Not found, or not supported under this name; any other status comes from the service itself.
                 Err(CallError::Status { code: 3 | 12, .. }) => {}
@@ -397,17 +397,17 @@ pub(crate) fn default_dir() -> PathBuf {
 pub(crate) fn prepare_dir(dir: &Path) -> Result<()> {
     let name = || format!("cannot use socket directory `{}`", dir.display());
     if !dir.is_absolute() {
-        return Err(Error::invalid_argument("it is not an absolute path")).context(name);
+        return Err(Error::invalid_argument("it is not an absolute path")).with_context(name);
     }
     if let Some(parent) = dir.parent() {
         // Parents may be shared with others, `/run/containerd` above all, so these can be passed through.
-        DirBuilder::new().recursive(true).mode(0o711).create(parent).context(name)?;
+        DirBuilder::new().recursive(true).mode(0o711).create(parent).with_context(name)?;
     }
     match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).context(name),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).with_context(name),
         _ => {}
     }
-    let meta = std::fs::symlink_metadata(dir).context(name)?;
+    let meta = std::fs::symlink_metadata(dir).with_context(name)?;
     let wrong = if !meta.is_dir() {
         "it is not a directory"
     } else if meta.uid() != geteuid().as_raw() {
@@ -417,7 +417,7 @@ pub(crate) fn prepare_dir(dir: &Path) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::failed_precondition(wrong)).context(name)
+    Err(Error::failed_precondition(wrong)).with_context(name)
 }
 
 /// Go's `filepath.Join` of an absolute path: empty parts left out, `.` and `..` resolved, slashes folded.

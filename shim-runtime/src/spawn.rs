@@ -275,7 +275,7 @@ impl Command {
         for number in 0..=2 {
             if !all.iter().any(|(_, taken)| *taken == number) {
                 let null = File::options().read(true).write(true).open("/dev/null");
-                all.push((null.context(|| "cannot open /dev/null")?.into(), number));
+                all.push((null.with_context(|| "cannot open /dev/null")?.into(), number));
             }
         }
         Ok(all)
@@ -330,7 +330,7 @@ fn join_variable((key, value): (OsString, OsString)) -> Result<CString> {
 
 /// The two ends of a new pipe, to read from and to write to. No program that is executed gets them by accident.
 pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    pipe2(OFlag::O_CLOEXEC).context(|| "cannot make a pipe")
+    pipe2(OFlag::O_CLOEXEC).with_context(|| "cannot make a pipe")
 }
 
 /// Moves a descriptor to `floor` or above, out of the way of the numbers that a child will have.
@@ -338,7 +338,7 @@ fn lift(fd: OwnedFd, floor: RawFd) -> Result<OwnedFd> {
     if fd.as_raw_fd() >= floor {
         return Ok(fd);
     }
-    sys::duplicate(&fd, floor).context(|| "cannot duplicate a descriptor")
+    sys::duplicate(&fd, floor).with_context(|| "cannot duplicate a descriptor")
 }
 
 fn cannot_start(command: &Command) -> String {
@@ -450,7 +450,7 @@ impl Supervisor {
 
     /// Starts a command and returns once it has become its program.
     pub(crate) fn spawn(&self, command: &mut Command, group: Group) -> Result<Child> {
-        let mut prepared = command.prepare(false).context(|| cannot_start(command))?;
+        let mut prepared = command.prepare(false).with_context(|| cannot_start(command))?;
         let child = self.fork(prepared.image, group)?;
         prepared.status.read()?;
         Ok(child)
@@ -458,7 +458,7 @@ impl Supervisor {
 
     /// Starts a command that waits, ready in all but exec, until the returned gate is opened.
     pub(crate) fn spawn_gated(&self, command: &mut Command, group: Group) -> Result<(Child, Gate)> {
-        let mut prepared = command.prepare(true).context(|| cannot_start(command))?;
+        let mut prepared = command.prepare(true).with_context(|| cannot_start(command))?;
         let child = self.fork(prepared.image, group)?;
         match (prepared.status.read()?, prepared.gate) {
             (Said::AtGate, Some(gate)) => Ok((child, Gate { gate: gate.into(), status: prepared.status })),
@@ -483,7 +483,7 @@ impl Supervisor {
             let _ = tell.send(forked);
         });
         match told.recv() {
-            Ok(forked) => forked.context(|| "cannot fork"),
+            Ok(forked) => forked.with_context(|| "cannot fork"),
             Err(_) => Err(Error::unavailable("the shim is ending")),
         }
     }
@@ -566,7 +566,7 @@ fn capture(command: &mut Command, number: RawFd) -> Result<Capture> {
         return Ok(Capture { file: None, bytes: Vec::new() });
     }
     let (read, write) = pipe()?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context(|| "cannot set up a pipe")?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).with_context(|| "cannot set up a pipe")?;
     command.descriptor(number, write);
     Ok(Capture { file: Some(read.into()), bytes: Vec::new() })
 }
@@ -595,7 +595,7 @@ fn wait_readable(outputs: &[Capture; 2], ended: &OwnedFd, deadline: Option<Insta
     let open = outputs.iter().filter_map(|output| output.file.as_ref());
     let mut fds: Vec<_> = open.map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)).collect();
     fds.push(PollFd::new(ended.as_fd(), PollFlags::POLLIN));
-    let ready = wait_for_any(&mut fds, deadline).context(|| "cannot wait for a command's output")?;
+    let ready = wait_for_any(&mut fds, deadline).with_context(|| "cannot wait for a command's output")?;
     Ok(ready == 0 || fds.last().and_then(PollFd::any) == Some(true))
 }
 

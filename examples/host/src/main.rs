@@ -7,11 +7,11 @@ use shim_runtime::prelude::*;
 struct Host;
 
 impl Shim for Host {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         Ok(Self)
     }
-    fn create(&self, req: &mut Create) -> Result<Process> {
-        Process::create(req)
+    fn create(&self, req: &mut Create) -> Result<HostProcess> {
+        HostProcess::create(req)
     }
 }

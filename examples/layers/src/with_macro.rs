@@ -7,13 +7,13 @@ use shim_runtime::prelude::*;
 struct Layers;
 
 impl Shim for Layers {
-    type Container = Process;
+    type Container = HostProcess;
 
     fn new(_: &Context) -> Result<Self> {
         Ok(Self)
     }
 
-    fn create(&self, req: &mut Create) -> Result<Process> {
-        Process::create(req)
+    fn create(&self, req: &mut Create) -> Result<HostProcess> {
+        HostProcess::create(req)
     }
 }

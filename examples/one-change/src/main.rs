@@ -17,7 +17,7 @@ impl Shim for OneChange {
     }
 
     fn create(&self, req: &mut Create) -> Result<Interrupted> {
-        Ok(Interrupted(Process::create(req)?))
+        Ok(Interrupted(HostProcess::create(req)?))
     }
 
     fn task(managed: Managed<Self>) -> impl Task {
@@ -26,7 +26,7 @@ impl Shim for OneChange {
 }
 
 /// A process for which SIGTERM becomes SIGINT: many interactive programs only tidy up at the latter.
-struct Interrupted(Process);
+struct Interrupted(HostProcess);
 
 impl Container for Interrupted {
     /// Answers every call that is not written here.

@@ -20,7 +20,7 @@ struct OwnMain {
 }
 
 impl Shim for OwnMain {
-    type Container = Process;
+    type Container = HostProcess;
 
     fn new(_: &Context) -> Result<Self> {
         // An error here is what `start` answers, and what containerd shows to its user.
@@ -30,20 +30,20 @@ impl Shim for OwnMain {
         }
     }
 
-    fn create(&self, req: &mut Create) -> Result<Process> {
+    fn create(&self, req: &mut Create) -> Result<HostProcess> {
         let process = req.bundle().spec()?.process.unwrap_or_default();
         let program = process.args.first().map_or("", String::as_str);
         if !self.allowed.iter().any(|allowed| allowed == program) {
             return Err(Error::new(Code::PermissionDenied, format!("program `{program}` is not allowed")));
         }
-        Process::create(req)
+        HostProcess::create(req)
     }
 }
 
 fn allowed() -> Result<Vec<String>> {
     let Some(file) = std::env::var_os(VARIABLE) else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(&file);
-    let text = text.context(|| format!("cannot read `{}`, named by `{VARIABLE}`", file.display()))?;
+    let text = text.with_context(|| format!("cannot read `{}`, named by `{VARIABLE}`", file.display()))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 

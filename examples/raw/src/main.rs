@@ -94,7 +94,7 @@ impl Task for Raw {
     fn start(&self, call: &Call<'_>, req: StartRequest) -> Result<StartResponse> {
         let init = self.process(&req.id, &req.exec_id)?;
         let _starting = lock(&init.starting);
-        init.gate.open().context(|| format!("cannot start task `{}`", req.id))?;
+        init.gate.open().with_context(|| format!("cannot start task `{}`", req.id))?;
         lock(&init.life).started = true;
         let pid = init.gate.pid().get();
         call.publish(&TaskStart { container_id: req.id, pid, ..TaskStart::default() });
@@ -142,7 +142,7 @@ impl Task for Raw {
 
     fn delete(&self, call: &Call<'_>, req: DeleteRequest) -> Result<DeleteResponse> {
         let init = self.process(&req.id, &req.exec_id)?;
-        let exit = init.exit().context(|| format!("cannot delete task `{}`", req.id))?;
+        let exit = init.exit().with_context(|| format!("cannot delete task `{}`", req.id))?;
         init.streams.drain();
         init.bundle.unmount_rootfs()?;
         lock(&self.tasks).remove(&req.id);

@@ -33,9 +33,10 @@ impl Program {
         let process = process.unwrap_or_default();
         let path = process.args.first().map_or("", String::as_str);
         let root = Dir::open_ambient_dir(root, ambient_authority())
-            .context(|| format!("cannot open the root file system `{}`", root.display()))?;
+            .with_context(|| format!("cannot open the root file system `{}`", root.display()))?;
         // Neither `..` nor a symbolic link leads out of the directory.
-        let bytes = root.read(path.trim_start_matches('/')).context(|| format!("cannot read `{path}`"))?;
+        let bytes =
+            root.read(path.trim_start_matches('/')).with_context(|| format!("cannot read `{path}`"))?;
         let module = Module::new(engine, bytes).map_err(|error| {
             Error::invalid_argument(format!("`{path}` is no WebAssembly module")).with_source(error)
         })?;

@@ -151,7 +151,7 @@ impl<'a> Target<'a> {
 
     /// What the process's cgroup tells.
     pub(crate) fn stats(&self) -> Result<Any> {
-        self.cgroup().and_then(Group::stats).context(|| "no metrics")
+        self.cgroup().and_then(Group::stats).with_context(|| "no metrics")
     }
 
     /// Where the exits arrive of those that are meant and can only be asked to stop.

@@ -177,7 +177,7 @@ impl Context {
 pub(crate) fn decode_options<M: Message>(options: Option<&Any>) -> Result<Option<M>> {
     let Some(any) = options else { return Ok(None) };
     let decoded = M::parse_from_bytes(&any.value).map_err(Error::invalid_argument_from);
-    decoded.map(Some).context(|| format!("cannot understand the options of type `{}`", any.type_url))
+    decoded.map(Some).with_context(|| format!("cannot understand the options of type `{}`", any.type_url))
 }
 
 impl fmt::Debug for Context {

@@ -192,7 +192,7 @@ impl Exec {
     pub fn process(&self) -> Result<ProcessSpec> {
         nulls::from_slice(&self.spec.value)
             .map_err(Error::invalid_argument_from)
-            .context(|| format!("cannot understand the process specification of `{}`", self.id))
+            .with_context(|| format!("cannot understand the process specification of `{}`", self.id))
     }
 
     /// The specification as it was sent, JSON in its value.

@@ -69,7 +69,7 @@ impl Started {
         let (started, exit) = Self::external(stop);
         let body = move || exit.exit(run_caught(run));
         let spawned = thread::Builder::new().name("container".to_owned()).spawn(body);
-        spawned.context(|| "cannot start a thread")?;
+        spawned.with_context(|| "cannot start a thread")?;
         Ok(started)
     }
 

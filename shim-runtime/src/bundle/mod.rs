@@ -73,9 +73,9 @@ impl Bundle {
     fn read_config<T: DeserializeOwned>(&self) -> Result<T> {
         let path = self.path.join("config.json");
         let text =
-            files::read(&path, CONFIG_LIMIT).context(|| format!("cannot read `{}`", path.display()))?;
+            files::read(&path, CONFIG_LIMIT).with_context(|| format!("cannot read `{}`", path.display()))?;
         let parsed = nulls::from_slice(&text).map_err(Error::invalid_argument_from);
-        parsed.context(|| format!("cannot understand `{}`", path.display()))
+        parsed.with_context(|| format!("cannot understand `{}`", path.display()))
     }
 
     /// Mounts a root file system on [`rootfs`](Self::rootfs) and returns that path. The `delete` action
@@ -130,7 +130,7 @@ impl Bundle {
     pub(crate) fn write_record(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).map_err(|error| Error::internal(error.to_string()))?;
         self.write(RECORD_FILE, &text)
-            .context(|| format!("cannot write `{RECORD_FILE}` in `{}`", self.path.display()))
+            .with_context(|| format!("cannot write `{RECORD_FILE}` in `{}`", self.path.display()))
     }
 
     /// Removes what the shim wrote, and leaves what is containerd's.

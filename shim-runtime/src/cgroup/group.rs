@@ -45,7 +45,7 @@ impl Group {
                 Error::from(error).context(format!("cannot find the cgroup of process {pid}"))
             }
         })?;
-        let ours = host.membership("self").context(|| "cannot find the cgroup of the shim")?;
+        let ours = host.membership("self").with_context(|| "cannot find the cgroup of the shim")?;
         let own = theirs.apart_from(&ours);
         let is_version_1 = MAIN_CONTROLLERS.iter().any(|controller| theirs.path(controller).is_some());
         // Of a hybrid host the unified hierarchy holds no controllers, and nothing that the others do not.
@@ -144,7 +144,8 @@ fn enable(wanted: &str, directory: &Path) -> Result<()> {
         return Ok(());
     }
     let file = directory.join("cgroup.subtree_control");
-    fs::write(&file, words.join(" ")).context(|| format!("cannot enable controllers in `{}`", file.display()))
+    fs::write(&file, words.join(" "))
+        .with_context(|| format!("cannot enable controllers in `{}`", file.display()))
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ struct Host {
 impl Host {
     fn at(root: &Path) -> Result<Self> {
         let table = std::fs::read(root.join("proc/self/mountinfo"))
-            .context(|| "cannot read the list of mounts to find the cgroups")?;
+            .with_context(|| "cannot read the list of mounts to find the cgroups")?;
         let mounts = table.split(|byte| *byte == b'\n').filter_map(|line| Mount::parse(root, line)).collect();
         Ok(Self { root: root.to_owned(), mounts, page_sizes: page_sizes(root) })
     }
@@ -75,7 +75,7 @@ impl Host {
         let cannot = || format!("cannot put process {pid} into cgroup `{path}`");
         let below = Path::new(path.trim_start_matches('/'));
         if below.components().any(|part| part == Component::ParentDir) {
-            return Err(Error::invalid_argument("the path contains `..`")).context(cannot);
+            return Err(Error::invalid_argument("the path contains `..`")).with_context(cannot);
         }
         let hierarchies = |unified: bool| {
             let mounts = self.mounts.iter().filter(move |mount| mount.options.is_none() == unified);
@@ -86,10 +86,10 @@ impl Host {
             directories.extend(hierarchies(true));
         }
         if directories.is_empty() {
-            return Err(Error::failed_precondition("no hierarchy has it")).context(cannot);
+            return Err(Error::failed_precondition("no hierarchy has it")).with_context(cannot);
         }
         directories.iter().try_for_each(|directory| {
-            std::fs::write(directory.join("cgroup.procs"), pid.to_string()).context(cannot)
+            std::fs::write(directory.join("cgroup.procs"), pid.to_string()).with_context(cannot)
         })
     }
 

@@ -35,7 +35,8 @@ impl Counter {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let registration = format!("{} {}", event.as_raw_fd(), counter.file.as_raw_fd());
         let control = cgroup.join("cgroup.event_control");
-        std::fs::write(&control, registration).context(|| format!("cannot write `{}`", control.display()))?;
+        std::fs::write(&control, registration)
+            .with_context(|| format!("cannot write `{}`", control.display()))?;
         counter.announced = Some(event);
         Ok(counter)
     }

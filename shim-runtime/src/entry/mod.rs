@@ -58,9 +58,9 @@ impl Config {
 /// // #[containerd_shim(runtime = "io.containerd.host.v1")]
 /// struct Host;
 /// # impl Shim for Host {
-/// #     type Container = Process;
+/// #     type Container = HostProcess;
 /// #     fn new(_: &Context) -> Result<Self> { Ok(Host) }
-/// #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+/// #     fn create(&self, req: &mut Create) -> Result<HostProcess> { HostProcess::create(req) }
 /// # }
 ///
 /// // is

@@ -95,16 +95,17 @@ pub(crate) struct EventLoop {
 
 impl EventLoop {
     pub(crate) fn new() -> Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context(|| "cannot create an epoll set")?;
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).with_context(|| "cannot create an epoll set")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .context(|| "cannot create an eventfd")?;
+            .with_context(|| "cannot create an eventfd")?;
         let alarm =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .context(|| "cannot create a timer")?;
+                .with_context(|| "cannot create a timer")?;
         epoll
             .add(&wake, EpollEvent::new(Ready::EPOLLIN, Token::WAKE.0))
             .and_then(|()| epoll.add(&alarm, EpollEvent::new(Ready::EPOLLIN, Token::ALARM.0)))
-            .context(|| "cannot fill an epoll set")?;
+            .with_context(|| "cannot fill an epoll set")?;
         let posted = Mutex::new(Some(Vec::new()));
         Ok(Self {
             epoll,
@@ -173,7 +174,7 @@ impl EventLoop {
 
     /// Starts to watch a descriptor of a source.
     pub(crate) fn watch(&mut self, fd: impl AsFd, token: Token, ready: Ready) -> Result<()> {
-        self.epoll.add(fd, EpollEvent::new(ready, token.0)).context(|| "cannot watch a descriptor")
+        self.epoll.add(fd, EpollEvent::new(ready, token.0)).with_context(|| "cannot watch a descriptor")
     }
 
     /// Changes what a watched descriptor is waited for.
@@ -224,7 +225,7 @@ impl EventLoop {
             let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
-                Err(errno) => return Err(errno).context(|| "cannot wait for events"),
+                Err(errno) => return Err(errno).with_context(|| "cannot wait for events"),
             };
             for event in &ready[..count] {
                 match Token(event.data()) {
@@ -276,7 +277,7 @@ impl EventLoop {
                 self.alarm.set(Expiration::OneShot(TimeSpec::from(left)), TimerSetTimeFlags::empty())
             },
         );
-        set.context(|| "cannot set a timer")
+        set.with_context(|| "cannot set a timer")
     }
 }
 

@@ -91,7 +91,7 @@ fn register<C: Container>(
 ) -> Result<Option<Arc<Running>>> {
     let running = match (create.init.clone(), author(|| Ok(container.pid()))?) {
         (None, Some(pid)) => {
-            Some(adopt(supervisor, guard, pid).context(|| "`Container::pid` tells a wrong one")?)
+            Some(adopt(supervisor, guard, pid).with_context(|| "`Container::pid` tells a wrong one")?)
         }
         (Some(made), Some(told)) if made.pid != Some(told) => return Err(wrong_pid(&made, told)),
         (spawned, _) => spawned,

@@ -24,9 +24,9 @@ pub(super) fn user_namespace(map: &IdMap, supervisor: Option<&Supervisor>) -> Re
     let of_child = |file: &str| format!("/proc/{}/{file}", child.pid);
     for (file, lines) in [("uid_map", &map.users), ("gid_map", &map.groups)] {
         fs::write(of_child(file), lines)
-            .context(|| format!("cannot write the {file} of a user namespace"))?;
+            .with_context(|| format!("cannot write the {file} of a user namespace"))?;
     }
-    Ok(File::open(of_child("ns/user")).context(|| "cannot open a user namespace")?.into())
+    Ok(File::open(of_child("ns/user")).with_context(|| "cannot open a user namespace")?.into())
 }
 
 /// Mounts the files at `target` once more over them, mapped.
@@ -39,7 +39,7 @@ fn show(files: &Path, at: &Path, ids: &OwnedFd, read_only: bool) -> Result<()> {
         sys::map_ids(&clone, ids, read_only)?;
         sys::attach_mount(&clone, at)
     });
-    mapped.context(|| format!("cannot map the ids of `{}`", files.display()))
+    mapped.with_context(|| format!("cannot map the ids of `{}`", files.display()))
 }
 
 /// Mapped layers for an overlay, which has its own hold on them once it is mounted. Unmounted when dropped.
@@ -55,11 +55,11 @@ impl Layers {
         let none = || Error::invalid_argument("an overlay without `lowerdir` has nothing to map");
         let (index, names) = overlay::layers(data).ok_or_else(none)?;
         let folder = mkdtemp(&std::env::temp_dir().join("shim-layers-XXXXXX"))
-            .context(|| "cannot make a folder for mapped layers")?;
+            .with_context(|| "cannot make a folder for mapped layers")?;
         let mut layers = Self { folder, mounted: Vec::new() };
         for (number, name) in names.into_iter().enumerate() {
             let at = layers.folder.join(number.to_string());
-            fs::create_dir(&at).context(|| format!("cannot make `{}`", at.display()))?;
+            fs::create_dir(&at).with_context(|| format!("cannot make `{}`", at.display()))?;
             layers.mounted.push(at.clone());
             // Whoever finds one after our death, and clears it away, must not clear away the layer.
             show(&overlay::unescaped(name), &at, ids, true)?;

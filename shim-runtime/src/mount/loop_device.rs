@@ -18,18 +18,18 @@ pub(super) struct Device {
 pub(super) fn attach(image: &str, read_only: bool, direct: bool) -> Result<Device> {
     let open = |path: &str, write| {
         let opened = File::options().read(true).write(write).open(path);
-        opened.context(|| format!("cannot open `{path}`"))
+        opened.with_context(|| format!("cannot open `{path}`"))
     };
     let (control, image) = (open("/dev/loop-control", true)?, open(image, !read_only)?);
     for _ in 0..TRIES {
-        let number = sys::free_loop_device(&control).context(|| "cannot get a loop device")?;
+        let number = sys::free_loop_device(&control).with_context(|| "cannot get a loop device")?;
         let path = format!("/dev/loop{number}");
         let device = open(&path, !read_only)?;
         match sys::configure_loop_device(&device, &image, read_only, direct) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             done => {
                 return done
-                    .context(|| format!("cannot set up `{path}`"))
+                    .with_context(|| format!("cannot set up `{path}`"))
                     .map(|()| Device { path, _open: device });
             }
         }

@@ -37,7 +37,7 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path, supervisor: Option<&Sup
     }
     match DirBuilder::new().mode(0o711).create(rootfs) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(error).context(|| format!("cannot make `{}`", rootfs.display()));
+            return Err(error).with_context(|| format!("cannot make `{}`", rootfs.display()));
         }
         _ => {}
     }
@@ -70,7 +70,7 @@ fn mount_one(wanted: &Mount, rootfs: &Path, supervisor: Option<&Supervisor>) -> 
     });
     let what =
         || format!("cannot mount {} `{}` on `{}`", wanted.type_, wanted.source, target.name().display());
-    mounted.context(what)
+    mounted.with_context(what)
 }
 
 /// An overlay takes the ids of its layers as it finds them: those are mapped, and only while it is mounted need
@@ -125,7 +125,7 @@ pub(crate) fn unmount_all(path: &Path) -> Result<()> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     for _ in 0..TRIES {
         let mut is_sure = true;
-        for target in mounts_below(&path).context(|| "cannot read the list of mounts")? {
+        for target in mounts_below(&path).with_context(|| "cannot read the list of mounts")? {
             match unmount(&path, &target) {
                 // Where the path is too long, deep in another mount, that one takes this one along.
                 Ok(()) | Err(Errno::ENAMETOOLONG) => {}
@@ -133,7 +133,9 @@ pub(crate) fn unmount_all(path: &Path) -> Result<()> {
                 Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN) => {
                     is_sure = false;
                 }
-                Err(errno) => return Err(errno).context(|| format!("cannot unmount `{}`", target.display())),
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("cannot unmount `{}`", target.display()));
+                }
             }
         }
         if is_sure {

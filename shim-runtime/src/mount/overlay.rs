@@ -63,13 +63,13 @@ pub(super) fn shorten(data: &mut [String], page: usize) -> Option<PathBuf> {
 /// is taken, which leaves what the others share.
 pub(super) fn inside(folder: &Path, work: impl FnOnce() -> nix::Result<()> + Send) -> Result<()> {
     let there = || {
-        unshare(CloneFlags::CLONE_FS).context(|| "cannot have a working directory of its own")?;
-        chdir(folder).context(|| format!("cannot change into `{}`", folder.display()))?;
+        unshare(CloneFlags::CLONE_FS).with_context(|| "cannot have a working directory of its own")?;
+        chdir(folder).with_context(|| format!("cannot change into `{}`", folder.display()))?;
         Ok(work()?)
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("mount".to_owned()).spawn_scoped(scope, there);
-        let thread = thread.context(|| "cannot start the thread that mounts")?;
+        let thread = thread.with_context(|| "cannot start the thread that mounts")?;
         thread.join().unwrap_or_else(|_| Err(Error::internal("the thread that mounts has panicked")))
     })
 }

@@ -52,7 +52,9 @@ impl<'a> Target<'a> {
                 found(Some(held), name)
             }
             Err(Errno::ENOSYS | Errno::EPERM) => found(None, resolve_inside(rootfs, wanted)?),
-            Err(errno) => Err(errno).context(|| format!("`{}` in the root file system", wanted.display())),
+            Err(errno) => {
+                Err(errno).with_context(|| format!("`{}` in the root file system", wanted.display()))
+            }
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) fn checkpoint(cli: &Cli, bundle: &Bundle, request: &CheckpointTaskReq
 fn options(any: Option<&Any>) -> Result<CheckpointOptions> {
     CheckpointOptions::parse_from_bytes(any.map_or(&[], |any| &any.value))
         .map_err(Error::invalid_argument_from)
-        .context(|| "cannot understand the options of the checkpoint")
+        .with_context(|| "cannot understand the options of the checkpoint")
 }
 
 fn flags(command: &mut Command, options: &CheckpointOptions) {

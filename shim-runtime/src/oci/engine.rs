@@ -101,7 +101,7 @@ impl Cli {
 
     fn run_with(&self, what: &str, mut command: Command, withheld: Withheld) -> Result<Output> {
         command.arg(&self.id);
-        self.execute(&mut command, withheld).context(|| format!("OCI runtime {what} failed"))
+        self.execute(&mut command, withheld).with_context(|| format!("OCI runtime {what} failed"))
     }
 
     /// Runs a command that leaves a process behind, and returns its pid. The command has the streams of that
@@ -151,7 +151,7 @@ impl Cli {
         let sent = self.execute(&mut command, Withheld::default()).map(drop);
         let sent =
             sent.map_err(|error| if is_gone(&error) { error.with_code(Code::NotFound) } else { error });
-        sent.context(|| format!("OCI runtime {} failed", if all { "killall" } else { "kill" }))
+        sent.with_context(|| format!("OCI runtime {} failed", if all { "killall" } else { "kill" }))
     }
 
     /// Gives up what the engine has of this bundle's container, in whatever state. A container of the same id may be
@@ -206,7 +206,8 @@ fn is_gone(error: &Error) -> bool {
 
 /// The pid that an engine has written.
 pub(super) fn read_pid(file: &Path) -> Result<Pid> {
-    let text = files::read(file, files::SMALL).context(|| format!("cannot read `{}`", file.display()))?;
+    let text =
+        files::read(file, files::SMALL).with_context(|| format!("cannot read `{}`", file.display()))?;
     let pid = String::from_utf8_lossy(&text).trim().parse().ok().and_then(Pid::new);
     pid.ok_or_else(|| Error::other(format!("`{}` holds no process id", file.display())))
 }

@@ -29,7 +29,7 @@ pub(super) fn info(engine: Engine, options: Option<&Any>) -> Result<Info> {
     // Nobody reaps in this life of the process.
     let mut command = Command::new(&program);
     command.arg("features").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
-    let output = command.output().context(|| format!("cannot execute `{program}`"))?;
+    let output = command.output().with_context(|| format!("cannot execute `{program}`"))?;
     let told = Some(output.stdout).filter(|told| output.status.success() && is_usable(told));
     let value = told.unwrap_or_else(|| LEAST.as_bytes().to_owned());
     let features = Any { type_url: TYPE.to_owned(), value, ..Any::default() };

@@ -1,5 +1,5 @@
 //! Containers of an OCI runtime such as `runc` or `crun`: what containerd's own shim for them does (contract
-//! 11), as a ready-made [`Container`] like [`Process`](crate::Process).
+//! 11), as a ready-made [`Container`] like [`HostProcess`](crate::HostProcess).
 
 mod checkpoint;
 mod engine;
@@ -192,7 +192,7 @@ impl Container for Oci {
         command.arg("--detach").arg("--process").arg(&spec.0);
         let withheld = connect(io, &self.options, &mut command)?;
         write_private(&spec.0, &process_of(req)?)
-            .context(|| format!("cannot write `{}`", spec.0.display()))?;
+            .with_context(|| format!("cannot write `{}`", spec.0.display()))?;
         // Of an earlier process of the same name.
         let _ = std::fs::remove_file(&pid_file);
         let run = self.cli.run_detached("exec", command, withheld, &pid_file);
@@ -257,7 +257,7 @@ impl Options {
 }
 
 fn null() -> Result<File> {
-    File::options().read(true).write(true).open("/dev/null").context(|| "cannot open /dev/null")
+    File::options().read(true).write(true).open("/dev/null").with_context(|| "cannot open /dev/null")
 }
 
 /// Connects the container's streams, which the engine passes on, or has it send the terminal that it makes.
@@ -295,7 +295,7 @@ fn process_of(req: &Exec) -> Result<Vec<u8>> {
     let cannot = || format!("cannot understand the process specification of `{}`", req.id());
     let mut process: Map<String, Value> = serde_json::from_slice(&req.raw_process().value)
         .map_err(Error::invalid_argument_from)
-        .context(cannot)?;
+        .with_context(cannot)?;
     process.insert("terminal".to_owned(), Value::Bool(req.is_terminal()));
     serde_json::to_vec(&process).map_err(|error| Error::internal(error.to_string()))
 }
@@ -315,7 +315,7 @@ fn readable(content: &[u8]) -> Result<OwnedFd> {
 /// asked, and goes when the engine has refused or everything was undone: so `delete` knows what to do at whatever
 /// moment the shim dies.
 fn make(cli: &Cli, what: &str, command: Command, withheld: Withheld, pid_file: &Path) -> Result<Pid> {
-    files::create(pid_file, 0o644).context(|| format!("cannot write `{}`", pid_file.display()))?;
+    files::create(pid_file, 0o644).with_context(|| format!("cannot write `{}`", pid_file.display()))?;
     cli.run_detached(what, command, withheld, pid_file).inspect_err(|error| {
         match undo(cli, pid_file, error) {
             Ok(()) => drop(std::fs::remove_file(pid_file)),

@@ -69,7 +69,7 @@ impl Options {
         oci::Options::parse_from_bytes(&any.value)
             .map(Self::from)
             .map_err(Error::invalid_argument_from)
-            .context(|| format!("cannot understand the options of type `{}`", any.type_url))
+            .with_context(|| format!("cannot understand the options of type `{}`", any.type_url))
     }
 
     /// Those that a shim, this one or an older one, has left in the bundle.
@@ -88,7 +88,7 @@ impl Options {
         let text = serde_json::to_vec(self).map_err(|error| Error::internal(error.to_string()))?;
         for (name, content) in [(FILE, text.as_slice()), (ENGINE_FILE, self.binary_name.as_bytes())] {
             let path = bundle.path().join(name);
-            write_private(&path, content).context(|| format!("cannot write `{}`", path.display()))?;
+            write_private(&path, content).with_context(|| format!("cannot write `{}`", path.display()))?;
         }
         Ok(())
     }

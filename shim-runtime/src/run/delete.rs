@@ -51,7 +51,7 @@ const AUTHOR_GRACE: Duration = Duration::from_millis(150);
 pub(super) fn delete<S: Entry>(args: &Args) -> Result<Vec<u8>> {
     let begin = Instant::now();
     outlive_signals(false)?;
-    let cwd = std::env::current_dir().context(|| "cannot find the bundle, the working directory");
+    let cwd = std::env::current_dir().with_context(|| "cannot find the bundle, the working directory");
     let bundle = Bundle::new(args.bundle.clone().map_or(cwd, Ok)?);
     if let Err(error) = part_with_shim(&bundle, &args.id) {
         // The container matters more than the socket: containerd logs this, and the rest is still done.

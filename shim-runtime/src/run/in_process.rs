@@ -81,9 +81,9 @@ impl InProcess {
         let thread = thread::Builder::new()
             .name("shim-main".to_owned())
             .spawn(live)
-            .context(|| "cannot start the thread of a shim")?;
+            .with_context(|| "cannot start the thread of a shim")?;
         let told = told.recv().map_err(|error| Error::internal(error.to_string()))?;
-        let supervisor = told.context(|| "cannot run an event loop")?;
+        let supervisor = told.with_context(|| "cannot run an event loop")?;
         Ok(Self { supervisor, end: Mutex::new(end), thread: Some(thread) })
     }
 

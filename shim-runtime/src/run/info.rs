@@ -18,7 +18,7 @@ pub(super) fn answer<S: Entry>() -> Result<Vec<u8>> {
         bytes => Some(
             Any::parse_from_bytes(bytes)
                 .map_err(Error::invalid_argument_from)
-                .context(|| "cannot understand the options on standard input")?,
+                .with_context(|| "cannot understand the options on standard input")?,
         ),
     };
     let info = S::Level::info(options.as_ref())?;
@@ -44,7 +44,10 @@ pub(super) fn read_input() -> Result<Vec<u8>> {
     if input.is_terminal() {
         return Ok(bytes);
     }
-    (&mut input).take(INPUT_LIMIT + 1).read_to_end(&mut bytes).context(|| "cannot read standard input")?;
+    (&mut input)
+        .take(INPUT_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| "cannot read standard input")?;
     if bytes.len() as u64 > INPUT_LIMIT {
         let message = format!("standard input holds more than {INPUT_LIMIT} bytes");
         return Err(Error::invalid_argument(message));

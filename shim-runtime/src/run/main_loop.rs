@@ -25,7 +25,7 @@ pub(super) fn supervising(config: &Config) -> Result<(EventLoop, Option<Supervis
         return Ok((EventLoop::new()?, None));
     }
     if config.subreaper {
-        nix::sys::prctl::set_child_subreaper(true).context(|| "cannot become a subreaper")?;
+        nix::sys::prctl::set_child_subreaper(true).with_context(|| "cannot become a subreaper")?;
     }
     let (events, supervisor) = reaping()?;
     Ok((events, Some(supervisor)))
@@ -51,7 +51,7 @@ pub(super) fn on_signal(
         arrivals.set_nonblocking(true)?;
         Ok((arrivals, signal_hook::low_level::pipe::register(signal, write)?))
     };
-    let (arrivals, registered) = handle().context(|| format!("cannot handle signal {signal}"))?;
+    let (arrivals, registered) = handle().with_context(|| format!("cannot handle signal {signal}"))?;
     let arrivals = Arrivals { socket: arrivals, registered, action: Box::new(action) };
     events.add(|token, events| {
         events.watch(&arrivals.socket, token, Ready::EPOLLIN)?;
@@ -64,7 +64,7 @@ pub(super) fn on_signal(
 /// leaves half of its work behind, and a server's end costs its containers (contract 9.2). `stops` is for a server
 /// that a user runs in a terminal, who can still stop it there.
 pub(super) fn outlive_signals(stops: bool) -> Result<()> {
-    sys::outlive_signals(stops).context(|| "cannot let signals pass by")
+    sys::outlive_signals(stops).with_context(|| "cannot let signals pass by")
 }
 
 /// Does `work` on a thread of its own while the main thread supervises; what it returns is returned. Work that goes
@@ -82,7 +82,7 @@ pub(super) fn run_supervised<T: Send + 'static>(
         main.post(EventLoop::stop);
     };
     let worker = std::thread::Builder::new().name("work".to_owned()).spawn(work);
-    worker.context(|| "cannot start a thread")?;
+    worker.with_context(|| "cannot start a thread")?;
     events.after(end.saturating_duration_since(Instant::now()), EventLoop::stop);
     events.run()?;
     result

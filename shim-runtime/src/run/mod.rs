@@ -80,5 +80,5 @@ fn check_names(args: &Args) -> Result<()> {
 
 fn print(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout();
-    out.write_all(bytes).and_then(|()| out.flush()).context(|| "cannot write to standard output")
+    out.write_all(bytes).and_then(|()| out.flush()).with_context(|| "cannot write to standard output")
 }

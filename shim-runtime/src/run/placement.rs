@@ -20,7 +20,7 @@ const MAX_OOM_SCORE: i32 = 1000;
 /// Core scheduling, if containerd asks for it: inherited by the server, so to be called before it is spawned.
 pub(super) fn schedule_cores() -> Result<()> {
     if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
-        sys::schedule_core_apart().context(|| "cannot schedule the shim on cores of its own")?;
+        sys::schedule_core_apart().with_context(|| "cannot schedule the shim on cores of its own")?;
     }
     Ok(())
 }
@@ -57,7 +57,7 @@ fn set_oom_score(server: Pid) -> Result<()> {
         {
             Ok(())
         }
-        written => written.context(|| "cannot set the OOM score of the shim's server"),
+        written => written.with_context(|| "cannot set the OOM score of the shim's server"),
     }
 }
 

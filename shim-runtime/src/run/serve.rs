@@ -97,7 +97,7 @@ fn begin(args: &Args, starter: Option<&UnixStream>) -> Result<Beginning> {
 
 fn serve_from<S: Entry>(args: &Args, beginning: Beginning, starter: &Starter) -> Result<()> {
     let Beginning { listener, socket, told } = beginning;
-    let bundle = std::env::current_dir().context(|| "cannot find the bundle, the working directory")?;
+    let bundle = std::env::current_dir().with_context(|| "cannot find the bundle, the working directory")?;
     let setup = start::setup(args, told, bundle);
     if setup.ttrpc_address.is_empty() {
         let message =
@@ -140,7 +140,7 @@ fn open_log(config: &Config, setup: &Setup, in_foreground: bool, events: &mut Ev
         stderr::copy(log)?;
     }
     // The bundle goes with its container, which a group may outlive (contract 9.2).
-    std::env::set_current_dir("/").context(|| "cannot change into `/`")
+    std::env::set_current_dir("/").with_context(|| "cannot change into `/`")
 }
 
 /// Runs the author's constructor on a thread of its own, which stays, then opens for business and says so. What goes wrong
@@ -183,14 +183,14 @@ fn open(
     events: &mut EventLoop,
 ) -> Result<()> {
     // A second descriptor of the same socket, to see from outside of the loop whether somebody waits.
-    let backlog = listener.try_clone().context(|| "cannot duplicate the listening socket")?;
+    let backlog = listener.try_clone().with_context(|| "cannot duplicate the listening socket")?;
     Listener::listen(listener, server.clone(), events)?;
     log::info!("serving on {}", socket.address());
     if starter.is_there() {
         if let Err(error) = starter.say_ready() {
             // Nobody will tell containerd of this server.
             socket.retire(|| false)?;
-            return Err(error).context(|| "the `start` of this server is gone");
+            return Err(error).with_context(|| "the `start` of this server is gone");
         }
         server.lifetime.expect(events);
     }

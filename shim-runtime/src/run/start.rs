@@ -49,12 +49,13 @@ pub(super) struct Handoff {
 
 /// Returns the answer to print.
 pub(super) fn start<S: Entry>(args: &Args) -> Result<Vec<u8>> {
-    sys::close_all_on_exec().context(|| "cannot keep inherited descriptors from the shim's server")?;
+    sys::close_all_on_exec().with_context(|| "cannot keep inherited descriptors from the shim's server")?;
     let input = read_input()?;
     outlive_signals(false)?;
     let told = Told::parse(&input, &args.id, &args.namespace)?;
-    let bundle =
-        Bundle::new(std::env::current_dir().context(|| "cannot find the bundle, the working directory")?);
+    let bundle = Bundle::new(
+        std::env::current_dir().with_context(|| "cannot find the bundle, the working directory")?,
+    );
     let group = group_of::<S>(args, &told, &bundle)?;
     let dir = told.socket_dir.as_ref().map_or_else(socket::default_dir, PathBuf::from);
     let socket = Socket::of_group(&dir, &args.address, &args.namespace, &group)?;
@@ -102,7 +103,7 @@ pub(super) fn setup(args: &Args, told: Told, bundle: PathBuf) -> Setup {
 
 fn write_address(bundle: &Bundle, socket: &Socket) -> Result<()> {
     let written = bundle.write(ADDRESS_FILE, socket.address().as_bytes());
-    written.context(|| format!("cannot write `{ADDRESS_FILE}` into `{}`", bundle.path().display()))
+    written.with_context(|| format!("cannot write `{ADDRESS_FILE}` into `{}`", bundle.path().display()))
 }
 
 /// Takes socket and address away again, unless all went well.
@@ -137,9 +138,10 @@ fn spawn_server(
     options: Option<&Any>,
 ) -> Result<()> {
     let (ours, theirs) =
-        UnixStream::pair().context(|| "cannot make the sockets to talk to the shim's server")?;
+        UnixStream::pair().with_context(|| "cannot make the sockets to talk to the shim's server")?;
     placement::schedule_cores()?;
-    let mut server = command(args, listener, theirs)?.spawn().context(|| "cannot start the shim's server")?;
+    let mut server =
+        command(args, listener, theirs)?.spawn().with_context(|| "cannot start the shim's server")?;
     crash::here("server.spawned");
     let placed = Pid::new(server.id()).map_or(Ok(()), |pid| placement::place(pid, options));
     let reason = match placed.and_then(|()| talk(ours, socket, input)) {
@@ -175,7 +177,7 @@ fn program() -> PathBuf {
 /// that a descriptor is mapped to, the report would be lost and a missing program look like success.
 fn occupy_low_numbers() -> Result<()> {
     loop {
-        let null = File::open("/dev/null").context(|| "cannot open /dev/null")?;
+        let null = File::open("/dev/null").with_context(|| "cannot open /dev/null")?;
         if null.as_raw_fd() > HANDOFF {
             return Ok(());
         }
@@ -196,7 +198,7 @@ fn talk(mut server: UnixStream, socket: &Socket, input: &[u8]) -> Result<Vec<u8>
         server.shutdown(Shutdown::Write)?;
         server.read_to_end(&mut said).map(drop)
     };
-    talk().context(|| "cannot talk to the shim's server")?;
+    talk().with_context(|| "cannot talk to the shim's server")?;
     Ok(said)
 }
 
@@ -237,9 +239,9 @@ pub(super) fn take_listener() -> Result<UnixListener> {
 /// The server's side of [`talk`]: what it is told. It answers by writing to the same stream.
 pub(super) fn receive_handoff(mut starter: &UnixStream) -> Result<(Handoff, Vec<u8>)> {
     let mut message = Vec::new();
-    starter.read_to_end(&mut message).context(|| "cannot read what `start` hands over")?;
+    starter.read_to_end(&mut message).with_context(|| "cannot read what `start` hands over")?;
     let end = message.iter().position(|byte| *byte == b'\n').unwrap_or(message.len());
     let handoff = serde_json::from_slice(&message[..end]).map_err(Error::invalid_argument_from);
-    let handoff = handoff.context(|| "cannot understand what `start` hands over")?;
+    let handoff = handoff.with_context(|| "cannot understand what `start` hands over")?;
     Ok((handoff, message.get(end + 1..).unwrap_or_default().to_vec()))
 }

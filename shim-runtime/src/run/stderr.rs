@@ -18,7 +18,7 @@ const CHUNK: usize = 4096;
 /// From here on a line of standard error is a line of the logger's.
 pub(super) fn forward(events: &mut EventLoop) -> Result<()> {
     let read = replace()?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context(|| "cannot set up standard error")?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).with_context(|| "cannot set up standard error")?;
     events.add(|token, events| {
         events.watch(&read, token, Ready::EPOLLIN)?;
         Ok(Box::new(Lines { pipe: read.into(), begun: Vec::new() }))
@@ -44,14 +44,14 @@ pub(super) fn copy(log: File) -> Result<()> {
     std::thread::Builder::new()
         .name("stderr".to_owned())
         .spawn(copy)
-        .context(|| "cannot start the thread that copies standard error")?;
+        .with_context(|| "cannot start the thread that copies standard error")?;
     Ok(())
 }
 
 /// Makes standard error a pipe, and returns its other end.
 fn replace() -> Result<OwnedFd> {
     let (read, write) = spawn::pipe()?;
-    dup2_stderr(&write).context(|| "cannot replace standard error")?;
+    dup2_stderr(&write).with_context(|| "cannot replace standard error")?;
     Ok(read)
 }
 

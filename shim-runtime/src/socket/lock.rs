@@ -46,13 +46,13 @@ impl Lock {
         let cannot = |what| move || format!("cannot {what} `{}`", path.display());
         let options =
             File::options().write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path);
-        let file = options.context(cannot("open the lock"))?;
+        let file = options.with_context(cannot("open the lock"))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error).context(cannot("lock")),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot("lock")),
             Ok(()) => {}
         }
-        let ours = file.metadata().context(cannot("look at the lock"))?;
+        let ours = file.metadata().with_context(cannot("look at the lock"))?;
         let there = std::fs::symlink_metadata(path);
         let is_there = there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
         Ok(is_there.then(|| Self { path: path.to_owned(), _file: file }))

@@ -44,8 +44,8 @@ fn is_fifo(metadata: &std::fs::Metadata) -> bool {
 pub(super) fn pipe(ours: End) -> Result<(OwnedFd, OwnedFd)> {
     let (read, write) = spawn::pipe()?;
     match ours {
-        End::Read => never_block(&read).context(|| "cannot set up a stream")?,
-        End::Write => never_block(&write).context(|| "cannot set up a stream")?,
+        End::Read => never_block(&read).with_context(|| "cannot set up a stream")?,
+        End::Write => never_block(&write).with_context(|| "cannot set up a stream")?,
         End::Neither => {}
     }
     Ok((read, write))
@@ -69,19 +69,19 @@ pub(super) fn never_block(fd: &OwnedFd) -> io::Result<()> {
 /// Opens the same FIFO again, for reading alone: the end of input is then seen once the last client is gone.
 pub(super) fn reopen_to_read(fifo: &OwnedFd) -> Result<OwnedFd> {
     let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
-    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
+    opened.map(OwnedFd::from).with_context(|| "cannot open a FIFO again")
 }
 
 /// Opens the same FIFO again, for writing alone: whether somebody reads can then be told.
 pub(super) fn reopen_to_write(fifo: &OwnedFd) -> Result<OwnedFd> {
     let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
-    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
+    opened.map(OwnedFd::from).with_context(|| "cannot open a FIFO again")
 }
 
 /// Opens the same FIFO again, for both directions.
 pub(super) fn reopen(fifo: &OwnedFd) -> Result<OwnedFd> {
     let opened = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(link_of(fifo));
-    opened.map(OwnedFd::from).context(|| "cannot open a FIFO again")
+    opened.map(OwnedFd::from).with_context(|| "cannot open a FIFO again")
 }
 
 /// A path that leads to the FIFO itself, whatever has become of its name.

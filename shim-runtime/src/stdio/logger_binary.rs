@@ -71,7 +71,7 @@ impl Logger {
         let (out_read, stdout) = fifo::pipe(ours)?;
         let (err_read, stderr) = fifo::pipe(End::Neither)?;
         let (ready, tell) = fifo::pipe(End::Neither)?;
-        let copy = |pipe: &OwnedFd| pipe.try_clone().context(|| "cannot duplicate a pipe");
+        let copy = |pipe: &OwnedFd| pipe.try_clone().with_context(|| "cannot duplicate a pipe");
         let pipes = Unread(Arc::new(Mutex::new(Some([copy(&out_read)?, copy(&err_read)?]))));
         let name = program.path.display().to_string();
         let mut command = Command::new(&program.path);
@@ -85,12 +85,12 @@ impl Logger {
         logger.discard_after_its_end(id, lifetime.hold());
         logger
             .wait_until_ready(ready, program.says_when_ready)
-            .context(|| format!("the logging program `{name}` is of no use"))?;
+            .with_context(|| format!("the logging program `{name}` is of no use"))?;
         Ok((logger, Ends { stdout, stderr }))
     }
 
     fn wait_until_ready(&self, ready: OwnedFd, must_say_so: bool) -> Result<()> {
-        if !ready_within(&ready, PollFlags::POLLIN, READY).context(|| "cannot wait for it")? {
+        if !ready_within(&ready, PollFlags::POLLIN, READY).with_context(|| "cannot wait for it")? {
             return Err(Error::deadline_exceeded(format!("it was not ready after {READY:?}")));
         }
         // Ready for reading: it has closed the pipe, or there is a byte. `read_exact` resumes an interrupted read.

@@ -84,7 +84,7 @@ impl Stdio {
         }
         for fd in [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten() {
             fchown(fd.as_fd(), uid.map(Uid::from_raw), gid.map(Gid::from_raw))
-                .context(|| "cannot hand a stream to the container's user")?;
+                .with_context(|| "cannot hand a stream to the container's user")?;
         }
         Ok(())
     }
@@ -344,7 +344,7 @@ impl Opening<'_> {
         place: Place,
         outputs: &mut Vec<withheld::Output>,
     ) -> Result<Option<OwnedFd>> {
-        let to = match sink(place).context(|| format!("cannot use `{name}` for {stream}"))? {
+        let to = match sink(place).with_context(|| format!("cannot use `{name}` for {stream}"))? {
             Sink::Nowhere => return Ok(None),
             to => to,
         };
@@ -370,7 +370,7 @@ impl Opening<'_> {
                 let ends = self.logger(program, End::Write)?;
                 Sink::Pipe(ends.stdout, Some(ends.stderr))
             }
-            place => sink(place).context(|| format!("cannot use `{}` for stdout", self.names.stdout))?,
+            place => sink(place).with_context(|| format!("cannot use `{}` for stdout", self.names.stdout))?,
         };
         self.streams.input = input.as_ref().map(|(control, _)| control.clone());
         let output = (self.output_control(), to, self.streams.drain.share());
@@ -387,9 +387,9 @@ impl Opening<'_> {
         let cannot = || format!("cannot use `{name}` for stdin");
         match uri::parse("stdin", name)? {
             Place::Nowhere => Ok(None),
-            Place::Path(path) | Place::File(path) => fifo::open(&path, true).context(cannot).map(Some),
+            Place::Path(path) | Place::File(path) => fifo::open(&path, true).with_context(cannot).map(Some),
             Place::Program(_) => {
-                Err(Error::invalid_argument("a logging program gives no input")).context(cannot)
+                Err(Error::invalid_argument("a logging program gives no input")).with_context(cannot)
             }
         }
     }
@@ -416,11 +416,11 @@ fn sink(place: Place) -> Result<Sink> {
     let cannot = |path: &Path| format!("cannot open `{}`", path.display());
     match place {
         Place::Nowhere => Ok(Sink::Nowhere),
-        Place::Path(path) => Ok(match fifo::open(&path, false).context(|| cannot(&path))? {
+        Place::Path(path) => Ok(match fifo::open(&path, false).with_context(|| cannot(&path))? {
             Opened::Fifo(fifo) => Sink::Fifo(fifo),
             Opened::Other(file) => Sink::File(file),
         }),
-        Place::File(path) => file::open(&path).context(|| cannot(&path)).map(Sink::File),
+        Place::File(path) => file::open(&path).with_context(|| cannot(&path)).map(Sink::File),
         Place::Program(_) => {
             Err(Error::invalid_argument("a logging program is named for stdout, and takes both streams"))
         }

@@ -115,7 +115,7 @@ impl Drop for Claim {
 impl Terminal {
     /// A new terminal, and the process's side of it; `console` is for one that a runtime may send.
     pub(super) fn open(ends: Ends, console: Arc<Control>) -> Result<(Arc<Self>, OwnedFd)> {
-        let (master, slave) = open_pair().context(|| "cannot open a terminal")?;
+        let (master, slave) = open_pair().with_context(|| "cannot open a terminal")?;
         let master = Master::new(master, Some(slave.try_clone()?))?;
         let (asked, process_ended) = (false, false);
         let state = State { master: Some(master), asked, process_ended, ends: Some(ends), size: None };
@@ -198,7 +198,7 @@ impl Terminal {
             state.master.as_ref().map(|master| master.output.clone())
         };
         let set = master.map_or(Ok(()), |master| sys::set_window_size(&master, columns, rows));
-        set.context(|| "cannot resize a terminal")
+        set.with_context(|| "cannot resize a terminal")
     }
 
     /// Nobody needs it any more: processes that still have it are hung up on.
@@ -230,9 +230,9 @@ impl Folder {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
         let above = runtime.as_ref().map_or_else(std::env::temp_dir, PathBuf::from);
         let cannot = || format!("cannot make a folder for a console socket in `{}`", above.display());
-        let folder = Self(mkdtemp(&above.join("pty-XXXXXX")).context(cannot)?);
+        let folder = Self(mkdtemp(&above.join("pty-XXXXXX")).with_context(cannot)?);
         if runtime.is_some() {
-            fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o1755)).context(cannot)?;
+            fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o1755)).with_context(cannot)?;
         }
         Ok(folder)
     }
@@ -269,8 +269,8 @@ impl Console {
         let folder = Folder::make()?;
         let path = folder.socket();
         let cannot = || format!("cannot listen at `{}`", path.display());
-        let listener = UnixListener::bind(&path).context(cannot)?;
-        listener.set_nonblocking(true).context(cannot)?;
+        let listener = UnixListener::bind(&path).with_context(cannot)?;
+        listener.set_nonblocking(true).with_context(cannot)?;
         let (listener, terminal) = (Arc::new(listener), Arc::downgrade(terminal));
         Ok((Self { _folder: folder, listener, stream: None, terminal, watch: Watch::default() }, path))
     }

@@ -30,7 +30,7 @@ pub(super) struct Program {
 
 /// Understands the name of `stream`, which is one of `stdin`, `stdout` and `stderr`.
 pub(super) fn parse(stream: &str, name: &str) -> Result<Place> {
-    place(name).context(|| format!("cannot use `{name}` for {stream}"))
+    place(name).with_context(|| format!("cannot use `{name}` for {stream}"))
 }
 
 fn place(name: &str) -> Result<Place> {

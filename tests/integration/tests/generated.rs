@@ -93,8 +93,8 @@ fn a_host_project_builds_passes_and_runs_and_its_lint_stops_std_processes() -> D
 
     let main = project.dir.join("src/main.rs");
     let text = fs::read_to_string(&main)?;
-    let call = "let _ = std::process::Command::new(\"true\").status();\n        Process::create(req)";
-    fs::write(&main, text.replace("Process::create(req)", call))?;
+    let call = "let _ = std::process::Command::new(\"true\").status();\n        HostProcess::create(req)";
+    fs::write(&main, text.replace("HostProcess::create(req)", call))?;
     let output = project.cargo(&["clippy", "--offline", "--quiet"])?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("use `Context::run`"), "{stderr}");
@@ -178,7 +178,9 @@ fn a_project_goes_where_it_is_told_and_depends_on_a_release_unless_told() -> Don
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(names(dir.path())?, ["mine"]);
     let manifest = fs::read_to_string(dir.path().join("mine/Cargo.toml"))?;
-    assert!(manifest.contains("\nshim-runtime = \"0.1\"\n"), "{manifest}");
+    for dependency in ["shim-runtime = { version = \"0.1\", features = [", "shim-testing = \"0.1\""] {
+        assert!(manifest.contains(&format!("\n{dependency}")), "{manifest}");
+    }
     for path in ["README.md", "clippy.toml", ".gitignore", ".cargo/config.toml", "tests/containerd.rs"] {
         assert!(dir.path().join("mine").join(path).is_file(), "{path}");
     }

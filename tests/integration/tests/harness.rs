@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Host;
 
 impl Shim for Host {
-    type Container = Process;
+    type Container = HostProcess;
 
     fn new(cx: &Context) -> Result<Self> {
         match annotation(cx.bundle(), "new")?.as_deref() {
@@ -31,8 +31,8 @@ impl Shim for Host {
         }
     }
 
-    fn create(&self, req: &mut Create) -> Result<Process> {
-        let process = Process::create(req)?;
+    fn create(&self, req: &mut Create) -> Result<HostProcess> {
+        let process = HostProcess::create(req)?;
         match annotation(req.bundle(), "create")?.as_deref() {
             Some("fail") => Err(Error::resource_exhausted("no room")),
             Some("run") => {

@@ -42,14 +42,14 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// struct Hello;
 ///
 /// impl Shim for Hello {
-///     type Container = Process;
+///     type Container = HostProcess;
 ///
 ///     fn new(_: &Context) -> Result<Self> {
 ///         Ok(Self)
 ///     }
 ///
-///     fn create(&self, req: &mut Create) -> Result<Process> {
-///         Process::create(req)
+///     fn create(&self, req: &mut Create) -> Result<HostProcess> {
+///         HostProcess::create(req)
 ///     }
 /// }
 ///

@@ -17,9 +17,9 @@
 //! # #[containerd_shim(runtime = "io.containerd.hello.v1", main = false)]
 //! # struct Hello;
 //! # impl Shim for Hello {
-//! #     type Container = Process;
+//! #     type Container = HostProcess;
 //! #     fn new(_: &Context) -> Result<Self> { Ok(Self) }
-//! #     fn create(&self, req: &mut Create) -> Result<Process> { Process::create(req) }
+//! #     fn create(&self, req: &mut Create) -> Result<HostProcess> { HostProcess::create(req) }
 //! # }
 //! # use std::time::Duration;
 //! use shim_testing::Harness;

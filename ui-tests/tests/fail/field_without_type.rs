@@ -5,20 +5,20 @@ struct Hello {
     name,
 }
 
-struct Process;
+struct HostProcess;
 
-impl Container for Process {
+impl Container for HostProcess {
     fn start(&self, _: Stdio) -> Result<Started> {
         unimplemented!()
     }
 }
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> Result<Process> {
+    fn create(&self, _: &mut Create) -> Result<HostProcess> {
         unimplemented!()
     }
 }

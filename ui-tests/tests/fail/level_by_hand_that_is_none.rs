@@ -9,11 +9,11 @@ impl shim_runtime::Entry for Hello {
 }
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> Result<Process> {
+    fn create(&self, _: &mut Create) -> Result<HostProcess> {
         unimplemented!()
     }
 }

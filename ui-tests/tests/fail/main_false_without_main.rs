@@ -4,11 +4,11 @@ use shim_runtime::prelude::*;
 struct Hello;
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> Result<Process> {
+    fn create(&self, _: &mut Create) -> Result<HostProcess> {
         unimplemented!()
     }
 }

@@ -6,11 +6,11 @@ struct Hello;
 struct Logged(Managed<Hello>);
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> Result<Process> {
+    fn create(&self, _: &mut Create) -> Result<HostProcess> {
         unimplemented!()
     }
     fn task(managed: Managed<Self>) -> impl Task {

@@ -25,20 +25,20 @@ use ::shim_runtime::prelude::{Container, Context, Create, Shim, Started, Stdio};
 #[::shim_runtime::containerd_shim(runtime = "io.containerd.hello.v1", task = [2], group = ["a"], shutdown_on = [SIGTERM])]
 struct Hello;
 
-struct Process;
+struct HostProcess;
 
-impl Container for Process {
+impl Container for HostProcess {
     fn start(&self, _: Stdio) -> ::shim_runtime::Result<Started> {
         ::core::unimplemented!()
     }
 }
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> ::shim_runtime::Result<Self> {
         ::core::unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> ::shim_runtime::Result<Process> {
+    fn create(&self, _: &mut Create) -> ::shim_runtime::Result<HostProcess> {
         ::core::unimplemented!()
     }
 }

@@ -14,20 +14,20 @@ macro_rules! shim {
 
 shim!(#[derive(Debug)] struct Hello, "io.containerd.hello.v1", true);
 
-struct Process;
+struct HostProcess;
 
-impl Container for Process {
+impl Container for HostProcess {
     fn start(&self, _: Stdio) -> Result<Started> {
         unimplemented!()
     }
 }
 
 impl Shim for Hello {
-    type Container = Process;
+    type Container = HostProcess;
     fn new(_: &Context) -> Result<Self> {
         unimplemented!()
     }
-    fn create(&self, _: &mut Create) -> Result<Process> {
+    fn create(&self, _: &mut Create) -> Result<HostProcess> {
         unimplemented!()
     }
 }

@@ -7,7 +7,7 @@ use shim_runtime::prelude::*;
 struct HelloRuntime;
 
 impl Shim for HelloRuntime {
-    type Container = Process;
+    type Container = HostProcess;
 
     fn new(_: &Context) -> Result<Self> {
         Ok(Self)
@@ -15,8 +15,8 @@ impl Shim for HelloRuntime {
 
     /// Prepares a container. To change what a container does, return a type of your own that implements
     /// `Container` and hands the rest to this one by `Container::inner`.
-    fn create(&self, req: &mut Create) -> Result<Process> {
-        Process::create(req)
+    fn create(&self, req: &mut Create) -> Result<HostProcess> {
+        HostProcess::create(req)
     }
 }
 
