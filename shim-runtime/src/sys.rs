@@ -814,7 +814,7 @@ mod tests {
 
     #[test]
     fn of_several_descriptors_that_are_sent_none_is_taken_and_none_stays_open() {
-        for (count, taken) in [(0, true), (1, true), (2, false), (3, false), (253, false)] {
+        for count in [0, 1, 2, 3, 253] {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let (mut reader, writer) = io::pipe().unwrap();
             let rights = vec![writer.as_raw_fd(); count];
@@ -824,7 +824,8 @@ mod tests {
             sendmsg::<()>(theirs.as_raw_fd(), &text, control, MsgFlags::empty(), None).unwrap();
             drop(writer);
             let received = receive_descriptor(&ours);
-            assert_eq!(received.as_ref().is_ok_and(|sent| sent.is_some() == (count == 1)), taken, "{count}");
+            let taken = received.as_ref().map(Option::is_some).ok();
+            assert_eq!(taken, (count < 2).then_some(count == 1), "{count}");
             drop((received, ours, theirs));
             // The end comes once no copy is open any more.
             assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");

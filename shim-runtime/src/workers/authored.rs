@@ -97,17 +97,18 @@ mod tests {
     #[test]
     fn a_destructor_that_would_run_on_the_loop_runs_on_a_worker_and_can_start_processes() {
         let (tell, told) = channel();
+        let (pass_on, seen) = channel();
         let looping = with_loop(move |events, supervisor| {
             let main = events.handle();
             drop(Authored::new(Runs(supervisor.clone(), tell)));
-            // Once the command has come to its end; there is nothing else to be waited for.
+            // The loop goes on until the command has come to its end.
             thread::spawn(move || {
-                let seen = told.recv();
+                let _ = pass_on.send(told.recv());
                 main.post(EventLoop::stop);
-                assert_eq!(seen, Ok((Some("worker".to_owned()), 0)));
             });
         });
         looping.join().unwrap();
+        assert_eq!(seen.recv().unwrap(), Ok((Some("worker".to_owned()), 0)));
     }
 
     #[test]

@@ -35,6 +35,25 @@ pub(super) fn a_log_has_a_line_for_each_line_and_stream(node: &mut Node) {
     pod.remove();
 }
 
+/// The plugin deletes a task as soon as it hears of the exit, and with it ends its copying.
+pub(super) fn a_burst_at_the_end_is_logged_whole(node: &mut Node) {
+    const BURST: &str = "i=0; while [ $i -lt 20 ]; do echo x; i=$((i+1)); done; \
+                         dd if=/dev/zero bs=1000 count=2000 2>/dev/null | tr '\\0' y; echo";
+    let pod = node.pod("p");
+    for run in 0..20 {
+        let container = pod.run(&format!("c{run}"), &["sh", "-c", BURST]);
+        assert_eq!(container.exited().exit_code, 0);
+        let log = fs::read_to_string(&container.log).expect("read the log");
+        let count = |letter: char| -> usize {
+            let output = lines(&log).into_iter().filter_map(|line| line.get("stdout F ".len()..));
+            output.map(|line| line.matches(letter).count()).sum()
+        };
+        assert_eq!((count('x'), count('y')), (20, 2_000_000), "run {run}");
+        container.remove();
+    }
+    pod.remove();
+}
+
 pub(super) fn a_log_goes_on_in_a_new_file(node: &mut Node) {
     let pod = node.pod("p");
     let command = "echo one; while [ ! -e /more ]; do sleep 0.1; done; echo two; exec sleep 1000";

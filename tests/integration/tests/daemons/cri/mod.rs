@@ -46,6 +46,7 @@ macro_rules! tests {
         tests! { $release, logs:
             a_log_has_a_line_for_each_line_and_stream
             a_log_goes_on_in_a_new_file
+            a_burst_at_the_end_is_logged_whole
             a_terminal_has_its_output_logged
         }
         tests! { $release, crashes:
