@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use integration::workspace;
 use shim_testing::promise;
 
 type Done = Result<(), Box<dyn Error>>;
@@ -14,7 +15,7 @@ type Done = Result<(), Box<dyn Error>>;
 const SEPARATORS: [&str; 4] = [", item ", ", ", " and ", " to "];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    workspace::root().to_owned()
 }
 
 fn contract() -> Result<String, Box<dyn Error>> {

@@ -238,7 +238,7 @@ fn a_panic_in_an_authors_service_is_internal_logged_with_its_place_and_harms_not
         assert!(answer.status.message.contains("the service panics on purpose"), "{answer:?}");
     }
     let bundle = shim.bundle().clone();
-    until("the log of a panic", || bundle.log().contains("panic at tests/fixture/faults.rs:"));
+    until("the log of a panic", || bundle.log().contains("panic at tests/integration/fixture/faults.rs:"));
     assert_eq!(shim.task().state()?.status, api::Status::RUNNING.into());
     end(shim)?;
     ctrd.check()
