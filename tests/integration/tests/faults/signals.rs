@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use shim_runtime::{Pid, Signal};
+use shim_runtime::{Code, Pid, Signal};
 use shim_testing::{
     Bundle, Dialect, FakeContainerd, Output, Process, RawConnection, Result, Shim, listeners,
 };
@@ -414,6 +414,11 @@ fn a_thousand_signals_to_each_thread_fail_no_call_that_does_not() -> Result<()> 
             let _ = task.stats();
             task.kill(Signal::WINCH)?;
             task.close_io()?;
+            task.resize_pty(80, 24)?;
+            // Nothing ends while a task is there.
+            task.shutdown()?;
+            let updated = task.update(&serde_json::json!({}));
+            assert_eq!(updated.unwrap_err().code(), Some(Code::Unimplemented));
             super::ask(&mut connection, "status-of-command", "")?;
             super::ask(&mut connection, "status-of-child", "")?;
         }
