@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use integration::workspace;
 use serde_json::json;
 use shim_runtime::{Code, Signal};
 use shim_testing::{Bundle, Dialect, Failure, FakeContainerd, Mode, Result, Shim, Task};
@@ -80,8 +81,13 @@ const GO_DIFFERS: [Difference; 4] = [
 /// States between two others, which last as long as an engine hangs.
 const FLEETING: [&str; 2] = ["creating", "starting"];
 
-/// How long a call is waited for that has to wait for another.
+/// How long a call is looked at that has to wait for another. One that has to answer has all the time it needs.
 const WAITS: Duration = Duration::from_millis(300);
+
+/// How long to wait for an answer that is to be as expected.
+fn limit(expected: &str) -> Duration {
+    if expected == "waits" { WAITS } else { LIMIT }
+}
 
 /// A table's cells: call, state, answer.
 fn cells(table: &'static str) -> Vec<(&'static str, &'static str, &'static str)> {
@@ -187,8 +193,8 @@ impl Subject {
     }
 
     /// Makes a call and tells its answer in the tables' words.
-    fn answer(&self, task: &Task, call: &str) -> &'static str {
-        let quick = task.within(WAITS);
+    fn answer(&self, task: &Task, call: &str, limit: Duration) -> &'static str {
+        let quick = task.within(limit);
         let result = match call {
             "State" => task.state().map(drop),
             "Start" => quick.start().map(drop),
@@ -206,14 +212,14 @@ impl Subject {
             "Connect" => task.connect().map(drop),
             "ResizePty" => task.resize_pty(80, 25),
             "CloseIO" => task.close_io(),
-            _ => return wait(task),
+            _ => return wait(task, limit),
         };
         in_words(result)
     }
 }
 
-fn wait(task: &Task) -> &'static str {
-    match task.wait().answer(WAITS) {
+fn wait(task: &Task, limit: Duration) -> &'static str {
+    match task.wait().answer(limit) {
         Err(failure) if failure.code().is_none() => "waits",
         result => in_words(result.map(drop)),
     }
@@ -238,8 +244,7 @@ fn differences(
     expected: impl Fn(&str, &str, &str, &'static str) -> &'static str,
 ) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
-    let mut compare = |what: &str, call, state, answer, seen| {
-        let expected = expected(what, call, state, answer);
+    let mut compare = |what: &str, call: &str, state: &str, expected: &str, seen: &str| {
         if seen != expected {
             wrong.push(format!("{call} of the {what} that is {state}: {seen}, not {expected}"));
         }
@@ -247,24 +252,27 @@ fn differences(
     for (n, (call, state, answer)) in cells(CONTAINER).into_iter().enumerate() {
         if is_tried(state) {
             let subject = pod.container(&format!("c{n}"))?;
-            compare("container", call, state, answer, of_container(&subject, call, state)?);
+            let expected = expected("container", call, state, answer);
+            let seen = of_container(&subject, call, state, limit(expected))?;
+            compare("container", call, state, expected, seen);
         }
     }
     for (n, (call, state, answer)) in cells(EXEC).into_iter().enumerate() {
         if is_tried(state) {
             let subject = pod.container(&format!("e{n}"))?;
             let brought = subject.bring_exec_to(state);
-            let seen = brought.map_or("out of reach", |exec| subject.answer(&exec, call));
-            compare("exec", call, state, answer, seen);
+            let expected = expected("exec", call, state, answer);
+            let seen = brought.map_or("out of reach", |exec| subject.answer(&exec, call, limit(expected)));
+            compare("exec", call, state, expected, seen);
         }
     }
     Ok(wrong)
 }
 
-fn of_container(subject: &Subject, call: &str, state: &str) -> Result<&'static str> {
+fn of_container(subject: &Subject, call: &str, state: &str, limit: Duration) -> Result<&'static str> {
     subject.bring_to(state)?;
     if !FLEETING.contains(&state) {
-        return Ok(subject.answer(&subject.task, call));
+        return Ok(subject.answer(&subject.task, call, limit));
     }
     subject.engine.hang(if state == "creating" { "create" } else { "start" })?;
     thread::scope(|scope| {
@@ -276,7 +284,7 @@ fn of_container(subject: &Subject, call: &str, state: &str) -> Result<&'static s
             }
         });
         subject.engine.until_it_hangs();
-        let answer = subject.answer(&subject.task, call);
+        let answer = subject.answer(&subject.task, call, limit);
         subject.engine.noted("hangs")?.signal(Signal::KILL)?;
         // It fails, for its engine was killed.
         let _ = under_way.join();
@@ -294,11 +302,10 @@ fn every_call_is_answered_in_every_state_as_the_table_says() -> Result<()> {
 
 #[test]
 fn containerd_s_own_shims_answer_as_the_table_says_but_where_it_says_so() -> Result<()> {
-    let deps = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".test-deps");
     let shims = [("1.6", Dialect::V1_6), ("1.7", Dialect::V1_7), ("2", Dialect::V2_0)];
     let mut wrong = Vec::new();
     for (line, dialect) in shims {
-        let binary = deps.join(format!("containerd-{line}/usr/bin/containerd-shim-runc-v2"));
+        let binary = workspace::containerd(line, "containerd-shim-runc-v2");
         if !can_run(&binary) {
             return Ok(());
         }
